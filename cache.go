@@ -1,0 +1,268 @@
+package staple
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+)
+
+// ErrCacheMiss is returned by a [Cache] for a key that it does not hold.
+var ErrCacheMiss = errors.New("staple: cache miss")
+
+// A Cache keeps OCSP responses beyond the life of a process, and may be shared by
+// several. Its method set is that of golang.org/x/crypto/acme/autocert.Cache, so
+// that any of those works here.
+//
+// The key is the SHA-256 hash of the leaf's DER in 64 lower-case hexadecimal
+// digits, the value the response's DER. A Cache is not trusted: what it returns
+// is verified like what comes from the network. An error costs a log line, never
+// a staple.
+//
+// A Cache must be safe for concurrent use, and return when ctx ends.
+type Cache interface {
+	// Get returns the data stored under key, or ErrCacheMiss. Any other error,
+	// and empty data, count as a miss too.
+	Get(ctx context.Context, key string) ([]byte, error)
+
+	// Put stores data under key, in place of what was there.
+	Put(ctx context.Context, key string, data []byte) error
+
+	// Delete removes what is stored under key. That there is nothing is no error.
+	Delete(ctx context.Context, key string) error
+}
+
+// A Locker is a [Cache] that elects one among the processes that share it, so that
+// a response is fetched once rather than by each.
+type Locker interface {
+	// TryLock takes the lock for key, for ttl at most, and reports whether it got
+	// it. It does not wait for another holder. If ok is true, unlock gives the
+	// lock back early; it must be safe to call after the lock has passed on. An
+	// error means that nobody knows: the caller then goes on as if it had the lock.
+	TryLock(ctx context.Context, key string, ttl time.Duration) (unlock func(), ok bool, err error)
+}
+
+// isMiss recognizes autocert's error too, without importing that package: its text
+// is "acme/autocert: certificate cache miss".
+func isMiss(err error) bool {
+	return errors.Is(err, ErrCacheMiss) || err != nil && strings.HasSuffix(err.Error(), "cache miss")
+}
+
+// A MemoryCache is a [Cache] in memory, for tests and for several Staplers in one
+// process. The zero value is empty and ready for use. It is safe for concurrent use.
+type MemoryCache struct {
+	mu   sync.Mutex
+	data map[string][]byte
+}
+
+// NewMemoryCache returns an empty MemoryCache.
+func NewMemoryCache() *MemoryCache { return new(MemoryCache) }
+
+// Get returns a copy of the data stored under key, or ErrCacheMiss.
+func (m *MemoryCache) Get(ctx context.Context, key string) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	data, ok := m.data[key]
+	if !ok {
+		return nil, ErrCacheMiss
+	}
+	return bytes.Clone(data), nil
+}
+
+// Put stores a copy of data under key.
+func (m *MemoryCache) Put(ctx context.Context, key string, data []byte) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.data == nil {
+		m.data = make(map[string][]byte)
+	}
+	m.data[key] = bytes.Clone(data)
+	return nil
+}
+
+// Delete removes what is stored under key.
+func (m *MemoryCache) Delete(ctx context.Context, key string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.data, key)
+	return nil
+}
+
+const (
+	maxCached  = 1 << 20            // a larger file is no OCSP response
+	tempPrefix = ".staple-"         // of files being written
+	tempAge    = time.Hour          // then its writer has crashed
+	goneAge    = 7 * 24 * time.Hour // since the response in a file has ended
+	sweepEvery = 24 * time.Hour
+)
+
+// A DirCache is a [Cache] in a directory: one file for each response, which holds
+// its DER (openssl ocsp -respin FILE -text shows it). The directory is made on
+// the first Put, for its owner alone, as are the files. A file is replaced as a
+// whole and synced to disk, so that neither a crash nor another process, of
+// which several may share the directory, leaves half of one.
+//
+// Now and then Put removes files of its own making whose response ended more than
+// a week ago, and what a crash has left.
+type DirCache string
+
+// path returns the name of key's file. Only plain names are keys.
+func (d DirCache) path(key string) (string, error) {
+	if key == "" || len(key) > 200 || key[0] == '.' || strings.ContainsFunc(key, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.+", r))
+	}) {
+		return "", fmt.Errorf("staple: %q is no key for a DirCache", key)
+	}
+	return filepath.Join(string(d), key), nil
+}
+
+// Get returns the contents of key's file, or ErrCacheMiss if there is none.
+func (d DirCache) Get(ctx context.Context, key string) ([]byte, error) {
+	name, err := d.path(key)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return nil, err
+	}
+	data, err := readRegular(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, ErrCacheMiss
+	}
+	return data, err
+}
+
+// readRegular reads a file that could be a response.
+func readRegular(name string) ([]byte, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("staple: %s is not a regular file", name) // opening a pipe would wait
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxCached+1))
+	if err == nil && len(data) > maxCached {
+		err = fmt.Errorf("staple: %s has more than %d bytes", name, maxCached)
+	}
+	return data, err
+}
+
+// Put writes key's file.
+func (d DirCache) Put(ctx context.Context, key string, data []byte) error {
+	name, err := d.path(key)
+	switch {
+	case err != nil:
+		return err
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case len(data) > maxCached:
+		return fmt.Errorf("staple: %d bytes are too many for an OCSP response", len(data))
+	}
+	if err := os.MkdirAll(string(d), 0o700); err != nil {
+		return err
+	}
+	d.sweep()
+	f, err := os.CreateTemp(string(d), tempPrefix+"*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return err
+	}
+	syncDir(string(d))
+	return nil
+}
+
+// syncDir makes a rename durable, where the system has a way to: the file is in
+// place already.
+func syncDir(name string) {
+	if f, err := os.Open(name); err == nil {
+		_ = f.Sync()
+		f.Close()
+	}
+}
+
+// Delete removes key's file.
+func (d DirCache) Delete(ctx context.Context, key string) error {
+	name, err := d.path(key)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// swept tells when this process last swept which directory.
+var swept struct {
+	sync.Mutex
+	at map[DirCache]time.Time
+}
+
+// sweep removes what has no use any more, once a day.
+func (d DirCache) sweep() {
+	now := time.Now()
+	swept.Lock()
+	due := now.Sub(swept.at[d]).Abs() >= sweepEvery
+	if due {
+		if swept.at == nil {
+			swept.at = make(map[DirCache]time.Time)
+		}
+		swept.at[d] = now
+	}
+	swept.Unlock()
+	if !due {
+		return
+	}
+	files, _ := os.ReadDir(string(d))
+	for _, f := range files {
+		info, err := f.Info()
+		if err != nil || !info.Mode().IsRegular() {
+			continue
+		}
+		name, age := filepath.Join(string(d), f.Name()), now.Sub(info.ModTime())
+		switch {
+		case strings.HasPrefix(f.Name(), tempPrefix):
+			if age > tempAge {
+				os.Remove(name)
+			}
+		case isCacheKey(f.Name()) && age > goneAge:
+			data, _ := readRegular(name)
+			if end := claimedEnd(data, nil); !end.IsZero() && now.Sub(end) > goneAge {
+				os.Remove(name)
+			}
+		}
+	}
+}
+
+// isCacheKey reports whether a file's name is one that a Stapler would give it.
+func isCacheKey(name string) bool {
+	return len(name) == 64 && strings.Trim(name, "0123456789abcdef") == ""
+}

@@ -1,0 +1,206 @@
+package staple
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// An EventKind tells what an [Event] is about.
+type EventKind int
+
+const (
+	// Stapled: a response newer than the one held was accepted, and is stapled
+	// from now on. It came from the responder, the cache, or with the certificate.
+	Stapled EventKind = iota + 1
+
+	// Unchanged: the responder has nothing newer than the response held.
+	Unchanged
+
+	// Failed: a round brought no acceptable response. Err tells why, and
+	// Status.NextRefresh when the next try is due. What is stapled stays.
+	Failed
+
+	// Expiring: the staple is about to end and no successor has come. It comes
+	// when a quarter of its validity is left, and again at a twentieth.
+	Expiring
+
+	// Expired: the staple has ended, and handshakes go without from now on.
+	Expired
+
+	// Revoked: the issuer has revoked the certificate, according to a response
+	// newer than the one held. A good staple was dropped, if there was one.
+	Revoked
+)
+
+func (k EventKind) String() string {
+	switch k {
+	case Stapled:
+		return "stapled"
+	case Unchanged:
+		return "unchanged"
+	case Failed:
+		return "failed"
+	case Expiring:
+		return "expiring"
+	case Expired:
+		return "expired"
+	case Revoked:
+		return "revoked"
+	}
+	return fmt.Sprintf("EventKind(%d)", int(k))
+}
+
+// An Event tells of a change, or of a round that changed nothing. See [Stapler.OnEvent].
+type Event struct {
+	Kind        EventKind
+	Certificate *Certificate  // the oldest handle to the leaf
+	Status      Status        // just after the event
+	Duration    time.Duration // of the round that led to it; 0: none did
+	Err         error         // of a round that failed
+}
+
+// notices are what is to be logged and told to OnEvent, in order, by a goroutine
+// that exists only while there is something to tell. engine.mu guards it.
+type notices struct {
+	pending []func()
+	telling bool
+}
+
+func (g *engine) tell(f func()) {
+	g.pending = append(g.pending, f)
+	if !g.telling {
+		g.telling = true
+		g.wg.Add(1)
+		go g.tellAll()
+	}
+}
+
+func (g *engine) tellAll() {
+	defer g.wg.Done()
+	for {
+		g.mu.Lock()
+		batch := g.pending
+		g.pending = nil
+		g.telling = len(batch) > 0
+		g.mu.Unlock()
+		if len(batch) == 0 {
+			return
+		}
+		for _, f := range batch {
+			f()
+		}
+	}
+}
+
+// emit logs ev and hands it to OnEvent, with mu held.
+func (g *engine) emit(e *entry, ev Event) {
+	if len(e.handles) == 0 {
+		return
+	}
+	ev.Certificate = e.handles[0]
+	ev.Status = ev.Certificate.status()
+	level, message := slog.LevelDebug, ""
+	switch ev.Kind {
+	case Stapled:
+		message = "OCSP response stapled"
+	case Unchanged:
+		message = "OCSP response unchanged"
+	case Failed:
+		message = "OCSP response not obtained"
+		if e.failures == 1 && e.host.failures <= 1 {
+			level = slog.LevelWarn // the rest of an outage is for those who debug
+		}
+	case Expiring:
+		level, message = slog.LevelWarn, "OCSP staple is about to end"
+	case Expired:
+		level, message = slog.LevelError, "OCSP staple has ended"
+	case Revoked:
+		level, message = slog.LevelError, "certificate is revoked"
+	}
+	attrs := []slog.Attr{slog.String("event", ev.Kind.String())}
+	if ev.Status.Responder != "" {
+		attrs = append(attrs, slog.String("responder", ev.Status.Responder))
+	}
+	if !ev.Status.Expires.IsZero() {
+		attrs = append(attrs, slog.Time("expires", ev.Status.Expires))
+	}
+	if !ev.Status.NextRefresh.IsZero() {
+		attrs = append(attrs, slog.Time("next", ev.Status.NextRefresh))
+	}
+	if ev.Err != nil {
+		attrs = append(attrs, slog.Any("error", ev.Err))
+	}
+	g.log(level, message, e, attrs...)
+	if g.onEvent != nil {
+		g.tell(func() { g.onEvent(ev) })
+	}
+}
+
+// log queues a line about e, with mu held.
+func (g *engine) log(level slog.Level, message string, e *entry, attrs ...slog.Attr) {
+	if !g.logger.Enabled(context.Background(), level) {
+		return
+	}
+	attrs = append([]slog.Attr{slog.String("certificate", describe(e.leaf))}, attrs...)
+	g.tell(func() { g.logger.LogAttrs(context.Background(), level, "staple: "+message, attrs...) })
+}
+
+// announce tells of r, which is held from now on, with mu held.
+func (g *engine) announce(e *entry, r *response, d time.Duration) {
+	g.setWarn(e, wall())
+	kind := Stapled
+	if r.revoked {
+		kind = Revoked
+	}
+	g.emit(e, Event{Kind: kind, Duration: d})
+}
+
+// setWarn sets when to look at the staple of e next: when a quarter, and when a
+// twentieth of its validity is left, and at its end. Nobody is told that a staple
+// ends together with its certificate, since no successor is wanted.
+func (g *engine) setWarn(e *entry, now time.Time) {
+	e.warn = time.Time{}
+	r := e.held
+	if r == nil || r.revoked && !g.stapleRevoked || r.end.Before(r.until) {
+		return
+	}
+	validity := r.end.Sub(r.thisUpdate)
+	for _, left := range []time.Duration{validity / 4, validity / 20, 0} {
+		if at := r.end.Add(-left); at.After(now) {
+			e.warn = at
+			return
+		}
+	}
+}
+
+// warnOf tells that the staple of e is about to end, or has ended, with mu held.
+func (g *engine) warnOf(e *entry, now time.Time) {
+	ended := !now.Before(e.held.end)
+	g.setWarn(e, now)
+	if ended {
+		g.emit(e, Event{Kind: Expired, Err: e.err})
+	} else {
+		g.emit(e, Event{Kind: Expiring, Err: e.err})
+	}
+}
+
+// A trouble is something that fails until it works again: one line is logged for
+// each outage. engine.mu guards it.
+type trouble bool
+
+// report notes how it went this time. engine.mu must not be held.
+func (t *trouble) report(g *engine, doing string, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch was := bool(*t); {
+	case err != nil && !was:
+		g.tell(func() {
+			g.logger.Warn("staple: "+doing+" fails; stapling goes on without", slog.Any("error", err))
+		})
+	case err == nil && was:
+		g.tell(func() { g.logger.Info("staple: " + doing + " works again") })
+	}
+	*t = trouble(err != nil)
+}

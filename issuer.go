@@ -1,0 +1,136 @@
+package staple
+
+import (
+	"bytes"
+	"context"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"weak"
+)
+
+// interned holds the parsed certificates of chains, one of each for the process
+// while somebody uses it: a hundred thousand leaves have a handful of issuers.
+var interned struct {
+	sync.Mutex
+	certs map[[sha256.Size]byte]weak.Pointer[x509.Certificate]
+}
+
+// intern parses a certificate, or returns the one that was parsed before.
+func intern(der []byte) (*x509.Certificate, error) {
+	key := sha256.Sum256(der)
+	interned.Lock()
+	defer interned.Unlock()
+	if c := interned.certs[key].Value(); c != nil {
+		return c, nil
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	if interned.certs == nil {
+		interned.certs = make(map[[sha256.Size]byte]weak.Pointer[x509.Certificate])
+	}
+	interned.certs[key] = weak.Make(c)
+	runtime.AddCleanup(c, func(key [sha256.Size]byte) {
+		interned.Lock()
+		defer interned.Unlock()
+		if interned.certs[key].Value() == nil {
+			delete(interned.certs, key)
+		}
+	}, key)
+	return c, nil
+}
+
+// signedBy reports whether issuer's key verifies the signature of leaf. A huge RSA
+// key, which nobody uses, would only keep the processor busy.
+func signedBy(leaf, issuer *x509.Certificate) bool {
+	if k, ok := issuer.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() > maxRSABits {
+		return false
+	}
+	return issuer.CheckSignature(leaf.SignatureAlgorithm, leaf.RawTBSCertificate, leaf.Signature) == nil
+}
+
+// pickIssuer returns the one among candidates that issued leaf, or nil. Those of
+// the right name are tried first.
+func pickIssuer(leaf *x509.Certificate, candidates []*x509.Certificate) *x509.Certificate {
+	for _, named := range []bool{true, false} {
+		for _, c := range candidates {
+			if c != nil && bytes.Equal(c.RawSubject, leaf.RawIssuer) == named && signedBy(leaf, c) {
+				return c
+			}
+		}
+	}
+	return nil
+}
+
+// localIssuer returns the issuer of e if it is known, in a chain, or in
+// Stapler.Issuers; else nil.
+func (g *engine) localIssuer(e *entry) *x509.Certificate {
+	g.mu.Lock()
+	issuer := e.issuer
+	var chains [][][]byte
+	for _, c := range e.handles {
+		chains = append(chains, c.plain.Certificate[1:])
+	}
+	g.mu.Unlock()
+	if issuer != nil {
+		return issuer
+	}
+	var candidates []*x509.Certificate
+	for _, chain := range chains {
+		for _, der := range chain {
+			if c, err := intern(der); err == nil {
+				candidates = append(candidates, c)
+			}
+		}
+	}
+	issuer = pickIssuer(e.leaf, append(candidates, g.issuers...))
+	if issuer != nil {
+		g.setIssuer(e, issuer)
+	}
+	return issuer
+}
+
+func (g *engine) setIssuer(e *entry, issuer *x509.Certificate) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	e.issuer = issuer
+}
+
+// findIssuer returns the issuer of e, asking the Fetcher if need be. final says that
+// there is no point in trying again.
+func (g *engine) findIssuer(ctx context.Context, e *entry) (issuer *x509.Certificate, final bool, err error) {
+	if unanswerable(e.leaf, wall()) {
+		return nil, true, ErrNoResponder
+	}
+	if issuer = g.localIssuer(e); issuer != nil {
+		return issuer, false, nil
+	}
+	if f, ok := g.fetcher.(IssuerFetcher); ok {
+		var candidates []*x509.Certificate
+		candidates, err = f.FetchIssuer(ctx, e.leaf)
+		final = errors.Is(err, ErrNoResponder) || errors.Is(err, ErrNoIssuer)
+		issuer = pickIssuer(e.leaf, candidates)
+		if err == nil && issuer == nil {
+			err = fmt.Errorf("%w: none of the %d certificates fetched", ErrNoIssuer, len(candidates))
+		}
+	} else {
+		final, err = true, ErrNoIssuer
+	}
+	switch {
+	case issuer != nil:
+		g.setIssuer(e, issuer)
+		return issuer, false, nil
+	case errors.Is(err, ErrNoResponder):
+		return nil, true, err
+	case !errors.Is(err, ErrNoIssuer):
+		err = errors.Join(ErrNoIssuer, err)
+	}
+	return nil, final, fmt.Errorf("staple: nobody is known who issued %s; put the issuer's certificate into the chain, "+
+		"after the leaf, or into Stapler.Issuers: %w", describe(e.leaf), err)
+}

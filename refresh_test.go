@@ -1,0 +1,594 @@
+package staple
+
+import (
+	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"math"
+	"net/http"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-staple/staple/stapletest"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ocsp"
+)
+
+func TestRefreshTime(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, tt := range []struct {
+		validity, earliest, latest time.Duration
+	}{
+		{time.Hour, 27 * time.Minute, 33 * time.Minute},
+		{day, 648 * time.Minute, 792 * time.Minute},
+		{7 * day, 4536 * time.Minute, 5544 * time.Minute},
+		{8 * day, 3*day + 864*time.Minute, 4 * day},
+		{10 * day, 3*day + 864*time.Minute, 4 * day},
+		{1000 * day, 3*day + 864*time.Minute, 4 * day},
+	} {
+		var lowest, highest time.Duration = math.MaxInt64, 0
+		for range 1000 {
+			due := refreshTime(&response{thisUpdate: now, until: now.Add(tt.validity), end: now.Add(tt.validity)}, now).Sub(now)
+			lowest, highest = min(lowest, due), max(highest, due)
+		}
+		require.GreaterOrEqual(t, lowest, tt.earliest, tt.validity)
+		require.LessOrEqual(t, highest, tt.latest, tt.validity)
+		require.Greater(t, highest-lowest, (tt.latest-tt.earliest)*9/10, "not spread")
+	}
+}
+
+func TestAfterAnUnchangedResponseTheNextTryComesAfterHalfOfWhatIsLeft(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for left, want := range map[time.Duration]time.Duration{
+		6 * day:          day,
+		2 * day:          day,
+		10 * time.Hour:   5 * time.Hour,
+		2 * time.Minute:  604800 * time.Millisecond, // a thousandth of the validity at least
+		time.Millisecond: 604800 * time.Millisecond,
+	} {
+		r := &response{thisUpdate: now.Add(left - 7*day), until: now.Add(left), end: now.Add(left)}
+		pause := unchangedTime(r, now).Sub(now)
+		require.LessOrEqual(t, pause, want, left)
+		require.GreaterOrEqual(t, pause, want*9/10, left)
+	}
+}
+
+func TestBackoffIsBoundedAfterAnyNumberOfFailures(t *testing.T) {
+	for _, failures := range []int{1, 2, 5, 10, 16, 17, 30, 63, 64, 65, 1000, math.MaxInt} {
+		for _, limit := range []time.Duration{time.Second, time.Minute, time.Hour, 100 * day} {
+			for range 100 {
+				pause := backoff(failures, limit)
+				require.GreaterOrEqual(t, pause, time.Second)
+				require.LessOrEqual(t, pause, max(min(limit, time.Hour), time.Second))
+			}
+		}
+	}
+	require.LessOrEqual(t, backoff(1, time.Hour), 10*time.Second)
+}
+
+func TestANewCertificateThatTheResponderDoesNotKnowYetIsStapledSoonAfterItDoes(t *testing.T) {
+	for _, answer := range []stapletest.Answer{{Error: ocsp.Unauthorized}, {Status: ocsp.Unknown}} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			cert := w.leaf()
+			w.responder.Set(cert.Leaf, answer)
+			c, err := w.stapler().Add(cert)
+			require.NoError(t, err)
+			time.Sleep(3 * time.Minute)
+			require.GreaterOrEqual(t, c.Status().Failures, 4)
+			w.responder.Reset(nil)
+			start := time.Now()
+			require.NoError(t, c.Wait(t.Context()))
+			require.Less(t, time.Since(start), 11*time.Minute)
+		})
+	}
+}
+
+func TestTheSameBytesForFourDaysAreNormal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.responder.Set(nil, stapletest.Answer{Period: 4 * day})
+		cert := w.leaf()
+		c := w.add(w.stapler(), cert)
+		for range 70 {
+			time.Sleep(day)
+			synctest.Wait()
+			requireStaple(t, c, ocsp.Good)
+		}
+		kinds := w.log.kinds()
+		require.Zero(t, count(kinds, Failed))
+		require.NotZero(t, count(kinds, Unchanged))
+		require.LessOrEqual(t, len(w.responder.Requests(nil)), 40)
+	})
+}
+
+func TestAnOlderResponseIsNeverGoneBackTo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		cert := w.leaf()
+		old := w.responder.Response(cert.Leaf)
+		time.Sleep(time.Hour)
+		c := w.add(w.stapler(), cert)
+		newest := c.TLS().OCSPStaple
+		w.responder.Set(nil, stapletest.Answer{Replay: old})
+		time.Sleep(6 * day)
+		synctest.Wait()
+		require.Equal(t, newest, c.TLS().OCSPStaple)
+		require.NoError(t, c.Status().Err)
+		require.Zero(t, count(w.log.kinds(), Failed), "an older response is no failure")
+		require.Less(t, len(w.responder.Requests(nil)), 40)
+	})
+}
+
+func TestNewerIsLaterThisUpdateThenProducedAtThenEndAndRevokedWinsATie(t *testing.T) {
+	at := func(this, produced, end int, revoked bool) *response {
+		base := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+		hour := func(n int) time.Time { return base.Add(time.Duration(n) * time.Hour) }
+		return &response{thisUpdate: hour(this), producedAt: hour(produced), end: hour(end), revoked: revoked}
+	}
+	ascending := []*response{
+		at(1, 5, 9, true), at(2, 2, 3, false), at(2, 3, 1, true), at(2, 3, 3, false), at(2, 3, 3, true), at(3, 0, 0, false),
+	}
+	for i, a := range ascending {
+		for j, b := range ascending {
+			require.Equal(t, i > j, a.newer(b), "%d, %d", i, j)
+		}
+	}
+}
+
+func TestRetryAfterIsHonored(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		held  bool
+		asked string
+		least time.Duration
+		most  time.Duration
+	}{
+		{"as asked", true, "7200", 2 * time.Hour, 3 * time.Hour},
+		{"half of what is left at most", true, "864000", 35 * time.Hour, 48 * time.Hour},
+		{"an hour at most without a staple", false, "864000", time.Hour, time.Hour + 2*time.Minute},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				busy := stapletest.Answer{HTTPStatus: 503, Body: []byte("busy"), Header: http.Header{"Retry-After": {tt.asked}}}
+				s := w.stapler()
+				cert := w.leaf()
+				if tt.held {
+					c := w.add(s, cert)
+					time.Sleep(time.Until(c.Status().NextRefresh) - time.Minute)
+				}
+				w.responder.Set(nil, busy)
+				w.log.clear()
+				c, err := s.Add(cert)
+				require.NoError(t, err)
+				for len(w.log.kinds()) == 0 {
+					time.Sleep(time.Second)
+				}
+				n := len(w.responder.Requests(nil))
+				pause := time.Until(c.Status().NextRefresh)
+				require.GreaterOrEqual(t, pause, tt.least-time.Minute)
+				require.LessOrEqual(t, pause, tt.most)
+				time.Sleep(tt.least - time.Minute)
+				require.Len(t, w.responder.Requests(nil), n)
+			})
+		})
+	}
+}
+
+// TestAHungHostCostsOthersNothing has a thousand certificates, half of them at a host
+// that never answers.
+func TestAHungHostCostsOthersNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		s := w.stapler()
+		key := w.leaf().PrivateKey
+		var certs []tls.Certificate
+		var live []*Certificate
+		for i := range 1000 {
+			url := "http://dead.example"
+			if i%2 == 1 {
+				url = "http://live.example"
+			}
+			cert := w.leaf(names(fmt.Sprint(i, ".example.com")), sameKey(key), func(o *stapletest.LeafOptions) { o.Responders = []string{url} })
+			if i%2 == 0 {
+				w.responder.Set(cert.Leaf, stapletest.Answer{Hang: true})
+			} else {
+				w.responder.Set(cert.Leaf, stapletest.Answer{Delay: 20 * time.Millisecond})
+			}
+			certs = append(certs, cert)
+		}
+		config := s.TLSConfig(&tls.Config{Certificates: certs})
+		start := time.Now()
+		for c := range s.Certificates() {
+			if c.Status().Leaf.OCSPServer[0] == "http://live.example" {
+				require.NoError(t, c.Wait(t.Context()))
+				live = append(live, c)
+			}
+		}
+		require.Len(t, live, 500)
+		require.Less(t, time.Since(start), 2*time.Second) // 500 at 8 workers and 20 ms: 1.25 s
+		time.Sleep(8 * day)
+		for _, c := range live {
+			requireStaple(t, c, ocsp.Good)
+		}
+		require.NotContains(t, w.log.kinds(), Expiring)
+		runtime.KeepAlive(config)
+	})
+}
+
+func sameKey(key any) func(*stapletest.LeafOptions) {
+	return func(o *stapletest.LeafOptions) { o.Key = key.(crypto.Signer) }
+}
+
+func TestOneHostAloneMayHaveAllWorkers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.responder.Set(nil, stapletest.Answer{Delay: time.Second})
+		s := w.stapler(func(s *Stapler) { s.Concurrency = 10 })
+		key := w.leaf().PrivateKey
+		for i := range 100 {
+			_, err := s.Add(w.leaf(names(fmt.Sprint(i, ".example.com")), sameKey(key)))
+			require.NoError(t, err)
+		}
+		start := time.Now()
+		require.NoError(t, s.Wait(t.Context()))
+		require.Equal(t, 10*time.Second, time.Since(start))
+	})
+}
+
+func TestFirstStaplesComeBeforeThoseNearTheirEndAndThoseBeforeRoutine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		s := w.stapler(func(s *Stapler) { s.Concurrency = 1 })
+		var order []string
+		add := func(name string, answer stapletest.Answer) *Certificate {
+			cert := w.leaf(names(name))
+			w.responder.Set(cert.Leaf, answer)
+			return w.add(s, cert)
+		}
+		routine := add("routine", stapletest.Answer{})
+		urgent := add("urgent", stapletest.Answer{Age: 6 * day})
+		blocker := add("blocker", stapletest.Answer{})
+		w.responder.Set(blocker.Status().Leaf, stapletest.Answer{Delay: 5 * time.Second})
+		synctest.Wait()
+		w.log.clear()
+		g := s.engine
+		g.mu.Lock()
+		for _, c := range []*Certificate{blocker, routine, urgent} {
+			e := c.entry
+			g.enqueue(e, e.urgency(wall()))
+			g.place(e)
+			g.dispatch()
+		}
+		g.mu.Unlock()
+		_, err := s.Add(w.leaf(names("first")))
+		require.NoError(t, err)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		for _, e := range w.log.events {
+			order = append(order, e.Status.Leaf.DNSNames[0])
+		}
+		require.Equal(t, []string{"blocker", "first", "urgent", "routine"}, order)
+	})
+}
+
+func TestAnotherProcessesResponseIsAdoptedInsteadOfFetching(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		cache := NewMemoryCache()
+		cert := w.leaf()
+		a := w.add(w.stapler(func(s *Stapler) { s.Cache = cache }), cert)
+		b := w.add(w.stapler(func(s *Stapler) { s.Cache = cache }), cert)
+		require.Len(t, w.responder.Requests(nil), 1)
+		time.Sleep(27 * day)
+		synctest.Wait()
+		requireStaple(t, a, ocsp.Good)
+		requireStaple(t, b, ocsp.Good)
+		require.LessOrEqual(t, len(w.responder.Requests(nil)), 10, "each asked for itself")
+	})
+}
+
+func TestWhatTheCacheLostIsStoredAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		cache := NewMemoryCache()
+		c := w.add(w.stapler(func(s *Stapler) { s.Cache = cache }), w.leaf())
+		synctest.Wait()
+		key := c.entry.cacheKey()
+		require.NoError(t, cache.Delete(t.Context(), key))
+		w.responder.Set(nil, stapletest.Answer{Error: ocsp.TryLater})
+		time.Sleep(4 * day)
+		synctest.Wait()
+		stored, err := cache.Get(t.Context(), key)
+		require.NoError(t, err)
+		require.Equal(t, c.TLS().OCSPStaple, stored)
+	})
+}
+
+// A lockedCache elects one fetcher, as a cache that processes share would.
+type lockedCache struct {
+	*MemoryCache
+	mu     sync.Mutex
+	holder map[string]time.Time
+	broken bool
+}
+
+func (c *lockedCache) TryLock(ctx context.Context, key string, ttl time.Duration) (func(), bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.broken {
+		return nil, false, errBroken
+	}
+	now := time.Now()
+	if now.Before(c.holder[key]) {
+		return nil, false, nil
+	}
+	end := now.Add(ttl)
+	c.holder[key] = end
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.holder[key].Equal(end) {
+			delete(c.holder, key)
+		}
+	}, true, nil
+}
+
+func TestWithALockerOneProcessFetches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.responder.Set(nil, stapletest.Answer{Delay: 2 * time.Second})
+		cache := &lockedCache{MemoryCache: NewMemoryCache(), holder: make(map[string]time.Time)}
+		cert := w.leaf()
+		var all []*Certificate
+		start := time.Now()
+		for range 10 {
+			c, err := w.stapler(func(s *Stapler) { s.Cache = cache }).Add(cert)
+			require.NoError(t, err)
+			all = append(all, c)
+		}
+		for _, c := range all {
+			require.NoError(t, c.Wait(soon(t)))
+		}
+		require.Less(t, time.Since(start), 5*time.Second)
+		require.Len(t, w.responder.Requests(nil), 1)
+		synctest.Wait()
+		require.Empty(t, cache.holder)
+
+		// A holder that has crashed delays nobody for more than its lease; a broken lock nobody at all.
+		other := w.leaf()
+		_, ok, err := cache.TryLock(t.Context(), cacheKeyOf(other.Leaf), leaseTTL)
+		require.NoError(t, err)
+		require.True(t, ok)
+		start = time.Now()
+		w.add(w.stapler(func(s *Stapler) { s.Cache = cache }), other)
+		require.Less(t, time.Since(start), 15*time.Second)
+		cache.broken = true
+		start = time.Now()
+		w.add(w.stapler(func(s *Stapler) { s.Cache = cache }), w.leaf())
+		require.Equal(t, 2*time.Second, time.Since(start))
+	})
+}
+
+func TestALockThatAnotherHoldsOccupiesNoWorker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		cache := &lockedCache{MemoryCache: NewMemoryCache(), holder: make(map[string]time.Time)}
+		s := w.stapler(func(s *Stapler) { s.Cache, s.Concurrency = cache, 1 })
+		held := w.leaf()
+		_, _, err := cache.TryLock(t.Context(), cacheKeyOf(held.Leaf), leaseTTL)
+		require.NoError(t, err)
+		blocked, err := s.Add(held)
+		require.NoError(t, err)
+		time.Sleep(time.Millisecond)
+		start := time.Now()
+		w.add(s, w.leaf())
+		require.Less(t, time.Since(start), time.Second)
+		require.NoError(t, blocked.Refresh(soon(t)))
+		requireStaple(t, blocked, ocsp.Good)
+	})
+}
+
+// setClock moves the wall clock away from the bubble's, until the test ends.
+func setClock(t *testing.T) func(offset time.Duration) {
+	var offset atomic.Int64
+	timeNow = func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }
+	t.Cleanup(func() { timeNow = time.Now })
+	return func(d time.Duration) { offset.Store(int64(d)) }
+}
+
+func TestAClockThatIsSetAndAMachineThatSlept(t *testing.T) {
+	for _, offset := range []time.Duration{8 * day, 300 * day, -3 * time.Hour, -300 * day} {
+		t.Run(fmt.Sprint("by ", offset), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var now atomic.Int64 // the responder knows the right time, which the wall clock shows after a sleep
+				set := setClock(t)
+				w := newWorld(t)
+				cert := w.leaf(func(o *stapletest.LeafOptions) {
+					o.NotBefore, o.NotAfter = time.Now().Add(-1000*day), time.Now().Add(1000*day)
+				})
+				w.responder.Set(nil, stapletest.Answer{Edit: func(r *stapletest.Response) {
+					shift := time.Duration(now.Load())
+					r.ProducedAt = r.ProducedAt.Add(shift)
+					r.Singles[0].ThisUpdate = r.Singles[0].ThisUpdate.Add(shift)
+					r.Singles[0].NextUpdate = r.Singles[0].NextUpdate.Add(shift)
+				}})
+				c := w.add(w.stapler(), cert)
+				time.Sleep(time.Hour)
+
+				set(offset)
+				if offset > 0 {
+					now.Store(int64(offset))
+					require.Empty(t, c.TLS().OCSPStaple, "an expired response is stapled after a sleep")
+				}
+				time.Sleep(time.Minute / 2)
+				synctest.Wait()
+				if offset > 0 {
+					require.NotEmpty(t, c.TLS().OCSPStaple, "no recovery")
+				}
+
+				// The clock is set right again.
+				now.Store(0)
+				set(0)
+				time.Sleep(time.Minute / 2)
+				synctest.Wait()
+				st := c.Status()
+				require.LessOrEqual(t, time.Until(st.NextRefresh), 4*day)
+				require.NotEmpty(t, c.TLS().OCSPStaple)
+			})
+		})
+	}
+}
+
+func TestAClockThatWasWrongAtTheStart(t *testing.T) {
+	for _, offset := range []time.Duration{400 * day, -400 * day} {
+		synctest.Test(t, func(t *testing.T) {
+			set := setClock(t)
+			set(offset)
+			w := newWorld(t)
+			cert := w.leaf(func(o *stapletest.LeafOptions) {
+				o.NotBefore, o.NotAfter = time.Now().Add(-1000*day), time.Now().Add(1000*day)
+			})
+			c, err := w.stapler().Add(cert)
+			require.NoError(t, err)
+			time.Sleep(2 * day)
+			require.Empty(t, c.TLS().OCSPStaple)
+			require.Error(t, c.Status().Err)
+			set(0)
+			time.Sleep(time.Minute / 2)
+			synctest.Wait()
+			require.NotEmpty(t, c.TLS().OCSPStaple, c.Status().Err)
+		})
+	}
+}
+
+func TestThousandsLoadedTogetherDoNotRefreshTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		key := w.leaf().PrivateKey
+		var certs []tls.Certificate
+		for i := range 500 {
+			certs = append(certs, w.leaf(names(fmt.Sprint(i, ".example.com")), sameKey(key)))
+		}
+		s := w.stapler()
+		config := s.TLSConfig(&tls.Config{Certificates: certs})
+		require.NoError(t, s.Wait(t.Context()))
+		w.responder.Reset(nil)
+		time.Sleep(4 * day)
+		perHour := make(map[time.Time]int)
+		requests := w.responder.Requests(nil)
+		require.InDelta(t, 500, len(requests), 50)
+		for _, r := range requests {
+			perHour[r.Time.Truncate(time.Hour)]++
+		}
+		for hour, n := range perHour {
+			require.Less(t, n, 70, hour) // 500 in 17 hours: 30
+		}
+		runtime.KeepAlive(config)
+	})
+}
+
+func TestAFetcherThatSaysErrNoResponderIsNotAskedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		var asked atomic.Int32
+		s := w.stapler(func(s *Stapler) {
+			s.Fetcher = FetcherFunc(func(ctx context.Context, req *Request) ([]byte, error) {
+				asked.Add(1)
+				return nil, fmt.Errorf("nothing for %s: %w", req.Leaf.Subject, ErrNoResponder)
+			})
+		})
+		c, err := s.Add(w.leaf())
+		require.NoError(t, err)
+		require.ErrorIs(t, c.Wait(soon(t)), ErrNoResponder)
+		time.Sleep(100 * day)
+		require.EqualValues(t, 1, asked.Load())
+		require.Empty(t, w.log.kinds())
+	})
+}
+
+func TestAFetcherNeedsNoURLInTheCertificate(t *testing.T) {
+	w := newWorld(t)
+	s := w.stapler(func(s *Stapler) {
+		s.Fetcher = FetcherFunc(func(ctx context.Context, req *Request) ([]byte, error) {
+			require.Equal(t, w.ca.Issuer.Raw, req.Issuer.Raw)
+			req.Responder = "file"
+			return w.responder.Response(req.Leaf), nil
+		})
+	})
+	c := w.add(s, w.leaf(func(o *stapletest.LeafOptions) { o.Responders = nil }))
+	requireStaple(t, c, ocsp.Good)
+	require.Equal(t, "file", c.Status().Responder)
+}
+
+func TestAcceptTellsAFetcherWithSeveralSourcesWhenToGoOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		cert := w.leaf()
+		older := w.responder.Response(cert.Leaf)
+		time.Sleep(time.Second)
+		var offered [][]byte
+		var taken []bool
+		s := w.stapler(func(s *Stapler) {
+			s.Fetcher = FetcherFunc(func(ctx context.Context, req *Request) (answer []byte, err error) {
+				for _, der := range offered {
+					err := req.Accept(der)
+					taken = append(taken, err == nil)
+					if err == nil {
+						answer = der
+					}
+				}
+				return answer, nil // all of them were tried, and an empty answer is an error of its own
+			})
+		})
+		newer := w.responder.Response(cert.Leaf)
+		offered = [][]byte{nil, []byte("garbage"), w.responder.Response(w.leaf().Leaf), newer, newer, older}
+		c := w.add(s, cert)
+		require.Equal(t, []bool{false, false, false, true, true, true}, taken, "older than what was accepted, but not than what is held")
+		require.Equal(t, newer, c.TLS().OCSPStaple)
+		taken, offered = nil, [][]byte{older, newer}
+		require.NoError(t, c.Refresh(soon(t)))
+		require.Equal(t, []bool{false, true}, taken)
+		offered = nil
+		require.Error(t, c.Refresh(soon(t)))
+		require.Equal(t, newer, c.TLS().OCSPStaple)
+	})
+}
+
+func TestAnAcceptedResponseCountsEvenIfTheFetcherThenFails(t *testing.T) {
+	w := newWorld(t)
+	s := w.stapler(func(s *Stapler) {
+		s.Fetcher = FetcherFunc(func(ctx context.Context, req *Request) ([]byte, error) {
+			if err := req.Accept(w.responder.Response(req.Leaf)); err != nil {
+				return nil, err
+			}
+			return nil, errBroken
+		})
+	})
+	requireStaple(t, w.add(s, w.leaf()), ocsp.Good)
+}
+
+func TestNothingIsVerifiedTwice(t *testing.T) {
+	w := newWorld(t)
+	var calls atomic.Int32
+	s := w.stapler(func(s *Stapler) { s.Verifier = countingVerifier{&calls} })
+	c := w.add(s, w.leaf())
+	require.EqualValues(t, 1, calls.Load())
+	w.responder.Set(nil, stapletest.Answer{Replay: c.TLS().OCSPStaple})
+	require.NoError(t, c.Refresh(soon(t)))
+	require.EqualValues(t, 1, calls.Load())
+}
+
+type countingVerifier struct{ calls *atomic.Int32 }
+
+func (v countingVerifier) Verify(der []byte, leaf, issuer *x509.Certificate, now time.Time) (*ocsp.Response, time.Time, error) {
+	v.calls.Add(1)
+	return new(ResponseVerifier).Verify(der, leaf, issuer, now)
+}

@@ -1,0 +1,363 @@
+package staple
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+var (
+	// ErrNoIssuer reports that the certificate which issued a leaf is neither in
+	// its chain, nor in [Stapler.Issuers], nor to be had from the Fetcher.
+	ErrNoIssuer = errors.New("staple: issuer not found")
+
+	// ErrNoResponder reports that there is nobody to ask about a certificate: it
+	// names no responder, has expired, or is self-signed.
+	ErrNoResponder = errors.New("staple: no OCSP responder to ask")
+
+	// ErrRevoked reports that the issuer has revoked the certificate.
+	ErrRevoked = errors.New("staple: certificate is revoked")
+
+	// ErrClosed reports that the Stapler was closed, or the certificate removed.
+	ErrClosed = errors.New("staple: closed")
+)
+
+// timeNow is the wall clock that decides about ends. Tests replace it, since in
+// a synctest bubble the wall clock and the monotonic one never part.
+var timeNow = time.Now
+
+// wall returns the time without a monotonic reading, which stands still while a
+// machine is suspended and knows nothing of a clock that is set.
+func wall() time.Time { return timeNow().Round(0) }
+
+// A Stapler keeps the OCSP responses of certificates current. The zero value is
+// ready for use. Its fields are read at the first call of Add, TLSConfig,
+// Wait, Certificates or Close, and must not be changed after it.
+//
+// A Stapler is safe for concurrent use and must not be copied.
+type Stapler struct {
+	// Fetcher obtains responses. If nil, an [HTTPFetcher] with no options is
+	// used. If it is an [IssuerFetcher] too, it is asked for issuers that are
+	// found neither in the chain nor in Issuers.
+	Fetcher Fetcher
+
+	// Verifier decides which responses may be stapled. If nil, a
+	// [ResponseVerifier] with no options is used.
+	Verifier Verifier
+
+	// Cache keeps responses beyond the process. If nil, there is none, and after
+	// a restart no handshake is stapled until the responder has answered. If it
+	// is a [Locker] too, the processes that share it make one request instead of
+	// one each.
+	Cache Cache
+
+	// Issuers are certificates of authorities, for leaves whose chain lacks the
+	// one that issued them.
+	Issuers []*x509.Certificate
+
+	// Logger receives a line for what an operator should know of, and debug
+	// lines for the rest. If nil, slog.Default() is used.
+	Logger *slog.Logger
+
+	// OnEvent, if not nil, is called for each [Event]: one call at a time, in
+	// order, from a goroutine of its own and with no lock held. It may call
+	// every method but Close. Refreshing does not wait for it, but later events do.
+	OnEvent func(Event)
+
+	// RequireStaple refuses a handshake with a Must-Staple certificate for which
+	// no valid staple is held, if the client asked for one. Otherwise such a
+	// handshake goes on without, and it is the client that refuses it.
+	RequireStaple bool
+
+	// StapleRevoked staples an authentic "revoked" response, so that clients
+	// learn of it. Otherwise nothing is stapled to a revoked certificate.
+	StapleRevoked bool
+
+	// Concurrency bounds the fetches in flight. If it is not positive, 16 are.
+	// One responder host gets at most half of them while others wait.
+	Concurrency int
+
+	once   sync.Once
+	engine *engine
+}
+
+func (s *Stapler) start() *engine {
+	s.once.Do(func() { s.engine = newEngine(s) })
+	return s.engine
+}
+
+// Add puts a certificate chain, leaf first, under the Stapler's care and returns
+// a handle to it. The leaf's first response is looked for in the cache, for a
+// second at most, before Add returns, and fetched in the background after that;
+// [Certificate.Wait] waits for it. A response in cert.OCSPStaple is verified like
+// a cached one.
+//
+// The private key is not used and may be nil if the certificate is not to be
+// served. The same leaf may be added again: it is fetched once.
+//
+// Add fails if the chain is empty or does not parse, and with [ErrClosed] after
+// Close. A certificate without a responder or without its issuer is no failure:
+// it is served as it is, and Wait tells why.
+func (s *Stapler) Add(cert tls.Certificate) (*Certificate, error) {
+	g := s.start()
+	leaf, err := parseChain(&cert)
+	if err != nil {
+		return nil, err
+	}
+	c := newCertificate(&cert, leaf)
+	if !g.register(c, true) {
+		return nil, fmt.Errorf("staple: cannot add %s: %w", describe(leaf), ErrClosed)
+	}
+	g.preload([]*Certificate{c})
+	g.launch(c)
+	return c, nil
+}
+
+// Wait returns nil when every certificate that is known now has had its first
+// round, in whatever way it ended: stapled, failed, or nobody to ask. If ctx ends
+// before that, its error is returned, joined with one that tells what is missing.
+func (s *Stapler) Wait(ctx context.Context) error {
+	g := s.start()
+	pending := g.unsettled()
+	for i, e := range pending {
+		if err := g.await(ctx, e, func() bool { return g.ended(e) }); err != nil {
+			missing := slices.DeleteFunc(pending[i:], func(e *entry) bool { return g.hasEnded(e) })
+			if len(missing) == 0 {
+				return nil
+			}
+			return errors.Join(err, fmt.Errorf("staple: no first OCSP response yet for %s (%d certificates wait)",
+				describe(missing[0].leaf), len(missing)))
+		}
+	}
+	return nil
+}
+
+// Certificates returns the handles of all certificates under the Stapler's care,
+// in the order in which they came: those added, those of configurations that went
+// through TLSConfig, and those that their callbacks returned.
+func (s *Stapler) Certificates() iter.Seq[*Certificate] {
+	g := s.start()
+	return func(yield func(*Certificate) bool) {
+		for _, c := range g.certificates() {
+			if !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// Close stops refreshing: it cancels what is being fetched, stores what was
+// accepted already (for five seconds at most), and returns when every goroutine
+// of the Stapler has ended. Handles and wrapped configurations stay usable and
+// serve the staples they hold until these end. Close always returns nil.
+func (s *Stapler) Close() error {
+	s.start().close()
+	return nil
+}
+
+// A Certificate is a handle to a certificate under the care of a [Stapler]. Its
+// methods are safe for concurrent use.
+type Certificate struct {
+	entry   *entry
+	plain   tls.Certificate // what is served without a staple
+	stapled atomic.Pointer[stapledCertificate]
+
+	// Guarded by engine.mu.
+	added      bool // by Add: TLSConfig chooses among these where the base has none
+	returned   bool // by a callback
+	removed    bool
+	next, prev *Certificate
+}
+
+// A stapledCertificate is what handshakes are given until its end. It never changes.
+type stapledCertificate struct {
+	tls.Certificate
+	end time.Time
+}
+
+func newCertificate(cert *tls.Certificate, leaf *x509.Certificate) *Certificate {
+	c := &Certificate{plain: *cert}
+	c.plain.Leaf = leaf
+	c.plain.OCSPStaple = nil
+	if end := carriedEnd(cert.OCSPStaple, leaf); !end.IsZero() {
+		c.setStaple(cert.OCSPStaple, end) // until the issuer is known and it can be verified
+	}
+	return c
+}
+
+func (c *Certificate) setStaple(der []byte, end time.Time) {
+	s := &stapledCertificate{Certificate: c.plain, end: end}
+	s.OCSPStaple = der
+	c.stapled.Store(s)
+}
+
+// current returns what a handshake at this moment is given.
+func (c *Certificate) current() (cert *tls.Certificate, stapled bool) {
+	if s := c.stapled.Load(); s != nil && timeNow().Before(s.end) {
+		return &s.Certificate, true
+	}
+	return &c.plain, false
+}
+
+// TLS returns the certificate as a handshake would be given it now: stapled while
+// a valid response is held. The result is shared and must not be changed; it is
+// replaced rather than changed when a new response comes. TLS does not allocate,
+// and never waits.
+func (c *Certificate) TLS() *tls.Certificate {
+	cert, _ := c.current()
+	return cert
+}
+
+// GetCertificate is for tls.Config.GetCertificate. It returns the same as TLS,
+// whatever the hello asks for; hello may be nil. It fails only where
+// [Stapler.RequireStaple] says so.
+func (c *Certificate) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	cert, stapled := c.current()
+	if !stapled {
+		if err := c.entry.unstapledHandshake(hello); err != nil {
+			return nil, err
+		}
+	}
+	return cert, nil
+}
+
+// GetClientCertificate is for tls.Config.GetClientCertificate. It returns the
+// same as TLS, whatever the server asks for; info may be nil. TLS 1.3 carries the
+// staples of clients, TLS 1.2 does not.
+func (c *Certificate) GetClientCertificate(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	cert, stapled := c.current()
+	if !stapled {
+		c.entry.countUnstapled()
+	}
+	return cert, nil
+}
+
+// Wait returns nil once handshakes are stapled. It returns [ErrNoResponder],
+// [ErrRevoked] and [ErrClosed] as soon as one of them is the state of affairs, and
+// [ErrNoIssuer] if there is nowhere left to look for one. Other failures are
+// retried; if ctx ends first, its error is returned, joined with that of the last
+// round.
+func (c *Certificate) Wait(ctx context.Context) error {
+	e, g := c.entry, c.entry.engine
+	var final error
+	err := g.await(ctx, e, func() bool {
+		_, stapled := c.current()
+		switch {
+		case stapled:
+			final = nil
+		case c.removed || g.closed:
+			final = fmt.Errorf("staple: %s: %w", describe(e.leaf), ErrClosed)
+		case e.held != nil && e.held.revoked && timeNow().Before(e.held.end):
+			final = fmt.Errorf("staple: %s: %w", describe(e.leaf), ErrRevoked)
+		case e.final:
+			final = e.err
+		default:
+			return false
+		}
+		return true
+	})
+	if err != nil {
+		return errors.Join(err, c.Status().Err)
+	}
+	return final
+}
+
+// Refresh fetches a response now, or joins the fetch in flight, and returns what
+// came of it. That the responder has nothing newer than the response held is no
+// error, nor is a revocation. Refresh returns ctx's error if that ends first; the
+// fetch goes on.
+func (c *Certificate) Refresh(ctx context.Context) error {
+	return c.entry.engine.refresh(ctx, c)
+}
+
+// Status returns the present state of the certificate. It is cheap.
+func (c *Certificate) Status() Status {
+	g := c.entry.engine
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return c.status()
+}
+
+// Remove ends the Stapler's care for the certificate, unless another handle to the
+// same leaf remains. What was said of [Stapler.Close] holds for this handle.
+func (c *Certificate) Remove() {
+	c.entry.engine.remove(c)
+}
+
+// Status is the state of a [Certificate] at one moment.
+type Status struct {
+	Leaf        *x509.Certificate
+	MustStaple  bool      // the leaf carries the TLS feature extension of RFC 7633 with status_request
+	Stapled     bool      // handshakes carry a staple now
+	Revoked     bool      // by the response held
+	ThisUpdate  time.Time // of the response held; zero: none is
+	Expires     time.Time // the end of the response held; zero: none is
+	NextRefresh time.Time // when the responder is asked next; zero: not any more
+	LastAttempt time.Time // when the last round began; zero: none has
+	Responder   string    // the URL that answered last; empty: none has, or the Fetcher does not tell
+	Failures    int       // rounds failed since the last success
+	Unstapled   uint64    // handshakes without a staple although the certificate names a responder
+	Err         error     // of the last round; nil if it succeeded
+}
+
+// status returns the Status of c, with engine.mu held.
+func (c *Certificate) status() Status {
+	e := c.entry
+	_, stapled := c.current()
+	st := Status{
+		Leaf:        e.leaf,
+		MustStaple:  e.mustStaple,
+		Stapled:     stapled,
+		NextRefresh: e.due,
+		LastAttempt: e.lastAttempt,
+		Responder:   e.responder,
+		Failures:    e.failures,
+		Unstapled:   e.unstapled.Load(),
+		Err:         e.err,
+	}
+	if e.held != nil {
+		st.Revoked = e.held.revoked
+		st.ThisUpdate = e.held.thisUpdate
+		st.Expires = e.held.end
+	}
+	return st
+}
+
+// parseChain returns the parsed leaf of cert, and an error if anything in its
+// chain does not parse.
+func parseChain(cert *tls.Certificate) (*x509.Certificate, error) {
+	leaf, err := parseLeaf(cert)
+	if err != nil {
+		return nil, err
+	}
+	for i, der := range cert.Certificate[1:] {
+		if _, err := intern(der); err != nil {
+			return nil, fmt.Errorf("staple: certificate %d in the chain of %s does not parse: %w", i+1, describe(leaf), err)
+		}
+	}
+	return leaf, nil
+}
+
+// parseLeaf returns the parsed leaf of cert. cert.Leaf is used if it really is
+// that of the chain.
+func parseLeaf(cert *tls.Certificate) (*x509.Certificate, error) {
+	if cert == nil || len(cert.Certificate) == 0 || len(cert.Certificate[0]) == 0 {
+		return nil, errors.New("staple: the certificate chain is empty")
+	}
+	if cert.Leaf != nil && sameBytes(cert.Leaf.Raw, cert.Certificate[0]) {
+		return cert.Leaf, nil
+	}
+	leaf, err := x509.ParseCertificate(cert.Certificate[0])
+	if err != nil {
+		return nil, fmt.Errorf("staple: the leaf of the chain does not parse: %w", err)
+	}
+	return leaf, nil
+}

@@ -1,0 +1,549 @@
+package staple
+
+import (
+	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-staple/staple/stapletest"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ocsp"
+)
+
+// connect makes a connection over a pipe and returns what the client, or the
+// server, saw.
+func connect(t *testing.T, server, client *tls.Config) (clientState, serverState tls.ConnectionState, err error) {
+	t.Helper()
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	s := tls.Server(a, server)
+	serverErr := make(chan error, 1)
+	go func() {
+		err := s.HandshakeContext(t.Context())
+		if err != nil {
+			a.Close()
+		}
+		serverErr <- err
+	}()
+	c := tls.Client(b, client)
+	err = c.HandshakeContext(t.Context())
+	if err != nil {
+		b.Close()
+	}
+	if e := <-serverErr; e != nil {
+		err = errors.Join(err, e)
+	}
+	return c.ConnectionState(), s.ConnectionState(), err
+}
+
+func (w *world) client(name string) *tls.Config {
+	return &tls.Config{RootCAs: w.ca.Roots(), ServerName: name}
+}
+
+func names(names ...string) func(*stapletest.LeafOptions) {
+	return func(o *stapletest.LeafOptions) { o.Names = names }
+}
+
+func TestTLSConfigStaplesAndChoosesAsBaseDoes(t *testing.T) {
+	w := newWorld(t)
+	first := w.leaf(names("first.example.com", "*.wild.example.com"))
+	second := w.leaf(names("second.example.com", "deep.wild.example.com"))
+	forRSA := w.leaf(names("second.example.com"), func(o *stapletest.LeafOptions) { o.KeyType = stapletest.RSA2048 })
+	all := []tls.Certificate{first, second, forRSA}
+	byCallback := func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		switch hello.ServerName {
+		case "first.example.com":
+			return &second, nil
+		case "refused.example.com":
+			return nil, errors.New("refused")
+		}
+		return nil, nil
+	}
+	configs := map[string]*tls.Config{
+		"one certificate":      {Certificates: all[:1]},
+		"several certificates": {Certificates: all},
+		"a callback":           {GetCertificate: byCallback},
+		"both":                 {Certificates: all, GetCertificate: byCallback},
+		"NameToCertificate":    {Certificates: all, NameToCertificate: map[string]*tls.Certificate{"x": &all[1], "*.y": &forRSA, "first.example.com": &all[2]}},
+		"GetConfigForClient": {Certificates: all, GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			switch hello.ServerName {
+			case "first.example.com":
+				return &tls.Config{Certificates: all[1:]}, nil
+			case "second.example.com":
+				return &tls.Config{GetCertificate: byCallback}, nil
+			case "refused.example.com":
+				return nil, errors.New("refused")
+			}
+			return nil, nil
+		}},
+		"nothing": {GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, nil }},
+	}
+	clients := map[string]func(*tls.Config){
+		"TLS 1.3": func(*tls.Config) {},
+		"TLS 1.2": func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 },
+		"TLS 1.2, RSA only": func(c *tls.Config) {
+			c.MaxVersion = tls.VersionTLS12
+			c.CipherSuites = []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256}
+		},
+	}
+	for name, base := range configs {
+		s := w.stapler()
+		wrapped := s.TLSConfig(base)
+		require.Nil(t, wrapped.Certificates)
+		for _, round := range []string{"at first", "later"} { // callbacks' certificates are known the second time
+			for clientName, edit := range clients {
+				for _, sni := range []string{"", "first.example.com", "FIRST.example.com", "second.example.com", "a.wild.example.com", "deep.wild.example.com", "x", "a.y", "refused.example.com", "none.example"} {
+					client := &tls.Config{ServerName: sni, InsecureSkipVerify: true}
+					edit(client)
+					want, _, wantErr := connect(t, base, client)
+					got, _, gotErr := connect(t, wrapped, client)
+					require.Equal(t, wantErr == nil, gotErr == nil, "%s %s %s %q: %v, %v", name, round, clientName, sni, wantErr, gotErr)
+					if wantErr != nil {
+						require.Equal(t, wantErr.Error(), gotErr.Error())
+						continue
+					}
+					require.Equal(t, want.PeerCertificates, got.PeerCertificates, "%s %s %s %q", name, round, clientName, sni)
+					require.Equal(t, want.Version, got.Version)
+					require.Equal(t, want.CipherSuite, got.CipherSuite)
+					if round == "later" {
+						require.NotEmpty(t, got.OCSPResponse, "%s %s %q", name, clientName, sni)
+					}
+				}
+			}
+			require.NoError(t, s.Wait(soon(t)))
+		}
+	}
+}
+
+func TestTLSConfigOfNothingServesWhatWasAdded(t *testing.T) {
+	w := newWorld(t)
+	s := w.stapler()
+	config := s.TLSConfig(nil)
+	_, _, err := connect(t, config, w.client("a.example.com"))
+	_, _, want := connect(t, &tls.Config{}, w.client("a.example.com"))
+	require.EqualError(t, err, want.Error())
+
+	a, b := w.leaf(names("a.example.com")), w.leaf(names("b.example.com"))
+	w.add(s, a)
+	second := w.add(s, b)
+	for sni, want := range map[string]tls.Certificate{"a.example.com": a, "b.example.com": b, "c.example.com": a} {
+		client := w.client(sni)
+		client.InsecureSkipVerify = true
+		got, _, err := connect(t, config, client)
+		require.NoError(t, err)
+		require.Equal(t, want.Leaf.Raw, got.PeerCertificates[0].Raw)
+		require.NotEmpty(t, got.OCSPResponse)
+	}
+	second.Remove()
+	_, _, err = connect(t, config, w.client("b.example.com"))
+	require.ErrorContains(t, err, "not b.example.com")
+}
+
+func TestTLSConfigTwiceStaplesOnce(t *testing.T) {
+	for _, callback := range []bool{false, true} {
+		w := newWorld(t)
+		s := w.stapler()
+		cert := w.leaf()
+		base := &tls.Config{Certificates: []tls.Certificate{cert}}
+		if callback {
+			base = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }}
+		}
+		config := s.TLSConfig(s.TLSConfig(base))
+		for range 2 {
+			_, _, err := connect(t, config, w.client("www.example.com"))
+			require.NoError(t, err)
+			require.NoError(t, s.Wait(soon(t)))
+		}
+		got, _, err := connect(t, config, w.client("www.example.com"))
+		require.NoError(t, err)
+		require.NotEmpty(t, got.OCSPResponse)
+		require.Len(t, w.responder.Requests(nil), 1)
+	}
+}
+
+func TestClientCertificatesAreStapled(t *testing.T) {
+	w := newWorld(t)
+	s := w.stapler()
+	cert := w.leaf()
+	for name, base := range map[string]*tls.Config{
+		"Certificates": {Certificates: []tls.Certificate{cert}},
+		"GetClientCertificate": {GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return &cert, nil
+		}},
+	} {
+		base.RootCAs, base.ServerName = w.ca.Roots(), "www.example.com"
+		wrapped := s.TLSConfig(base)
+		_ = s.Wait(soon(t))
+		server := &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: w.ca.Roots()}
+		for range 2 {
+			_, _, err := connect(t, server, wrapped)
+			require.NoError(t, err)
+			require.NoError(t, s.Wait(soon(t)))
+		}
+		_, got, err := connect(t, server, wrapped)
+		require.NoError(t, err)
+		require.NotEmpty(t, got.OCSPResponse, name)
+
+		// A client without a suitable certificate sends none, as before.
+		server.ClientAuth, server.ClientCAs = tls.RequestClientCert, x509.NewCertPool()
+		other := stapletest.NewCA(stapletest.CAOptions{Name: "another"})
+		server.ClientCAs.AddCert(other.Root)
+		_, got, err = connect(t, server, wrapped)
+		_, want, wantErr := connect(t, server, base)
+		require.Equal(t, wantErr == nil, err == nil)
+		require.Equal(t, want.PeerCertificates, got.PeerCertificates)
+	}
+	require.Nil(t, s.TLSConfig(&tls.Config{}).GetClientCertificate)
+}
+
+func TestAMustStapleHandshakeWaitsForTheFirstRoundOnly(t *testing.T) {
+	for _, from := range []string{"Certificates", "a callback", "GetConfigForClient", "Add"} {
+		t.Run("from "+from, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				cert := w.leaf(mustStapleLeaf)
+				s := w.stapler()
+				base := map[string]*tls.Config{
+					"Certificates": {Certificates: []tls.Certificate{cert}},
+					"a callback": {GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+						return &cert, nil
+					}},
+					"GetConfigForClient": {GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+						return &tls.Config{Certificates: []tls.Certificate{cert}}, nil
+					}},
+				}[from]
+				w.responder.Set(nil, stapletest.Answer{Delay: 3 * time.Second})
+				if from == "Add" {
+					_, err := s.Add(cert)
+					require.NoError(t, err)
+				}
+				config := s.TLSConfig(base)
+				var wg sync.WaitGroup
+				for range 10 {
+					wg.Go(func() {
+						start := time.Now()
+						got, _, err := connect(t, config, w.client("www.example.com"))
+						require.NoError(t, err)
+						require.NotEmpty(t, got.OCSPResponse)
+						require.Equal(t, 3*time.Second, time.Since(start).Round(time.Second))
+					})
+				}
+				wg.Wait()
+				require.Len(t, w.responder.Requests(nil), 1)
+
+				w.responder.Set(nil, stapletest.Answer{Hang: true})
+				s = w.stapler()
+				if from == "Add" {
+					_, err := s.Add(cert)
+					require.NoError(t, err)
+				}
+				config = s.TLSConfig(base)
+				for i, want := range []time.Duration{5 * time.Second, 0, 0} {
+					start := time.Now()
+					got, _, err := connect(t, config, w.client("www.example.com"))
+					require.NoError(t, err)
+					require.Empty(t, got.OCSPResponse)
+					require.Equal(t, want, time.Since(start).Round(time.Second), "handshake %d", i)
+				}
+
+				// An answer that cannot be stapled ends the wait, too.
+				w.responder.Set(nil, stapletest.Answer{Error: ocsp.TryLater, Delay: time.Second})
+				s = w.stapler(func(s *Stapler) { s.RequireStaple = true })
+				if from == "Add" {
+					_, err := s.Add(cert)
+					require.NoError(t, err)
+				}
+				config = s.TLSConfig(base)
+				start := time.Now()
+				_, _, err := connect(t, config, w.client("www.example.com"))
+				require.ErrorContains(t, err, "Must-Staple")
+				require.Equal(t, time.Second, time.Since(start).Round(time.Second))
+			})
+		})
+	}
+}
+
+func TestNoMoreThan256HandshakesWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.responder.Set(nil, stapletest.Answer{Hang: true})
+		s := w.stapler()
+		config := s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{w.leaf(mustStapleLeaf)}})
+		var mu sync.Mutex
+		waited := make(map[time.Duration]int)
+		var wg sync.WaitGroup
+		start := time.Now()
+		for range 300 {
+			wg.Go(func() {
+				_, err := config.GetCertificate(&tls.ClientHelloInfo{})
+				require.NoError(t, err)
+				mu.Lock()
+				defer mu.Unlock()
+				waited[time.Since(start)]++
+			})
+		}
+		wg.Wait()
+		require.Equal(t, map[time.Duration]int{0: 44, 5 * time.Second: 256}, waited)
+	})
+}
+
+func TestOrdinaryHandshakesNeverWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.responder.Set(nil, stapletest.Answer{Hang: true})
+		cert, must := w.leaf(), w.leaf(mustStapleLeaf)
+		s := w.stapler()
+		start := time.Now()
+		for _, base := range []*tls.Config{
+			{Certificates: []tls.Certificate{cert}},
+			{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }},
+		} {
+			config := s.TLSConfig(base)
+			for range 3 {
+				_, _, err := connect(t, config, w.client("www.example.com"))
+				require.NoError(t, err)
+			}
+		}
+		c, err := s.Add(must)
+		require.NoError(t, err)
+		_, err = c.GetCertificate(&tls.ClientHelloInfo{})
+		require.NoError(t, err)
+		require.Zero(t, time.Since(start))
+	})
+}
+
+func TestCallbackCertificatesAreRecognizedByTheirLeaf(t *testing.T) {
+	w := newWorld(t)
+	s := w.stapler()
+	a, b := w.leaf(), w.leaf()
+	current := a
+	config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &current, nil }})
+	check := func(want tls.Certificate) {
+		for range 2 {
+			_, _, err := connect(t, config, w.client("www.example.com"))
+			require.NoError(t, err)
+			require.NoError(t, s.Wait(soon(t)))
+		}
+		got, _, err := connect(t, config, w.client("www.example.com"))
+		require.NoError(t, err)
+		require.Equal(t, want.Leaf.Raw, got.PeerCertificates[0].Raw)
+		r, _, err := new(ResponseVerifier).Verify(got.OCSPResponse, want.Leaf, w.ca.Issuer, time.Now())
+		require.NoError(t, err)
+		require.Equal(t, want.Leaf.SerialNumber, r.SerialNumber)
+	}
+	check(a)
+	current = b // the same variable: its address says nothing
+	check(b)
+	current = a
+	current.Certificate = [][]byte{slices.Clone(a.Certificate[0]), a.Certificate[1]} // read from its file again
+	check(a)
+	require.Len(t, w.responder.Requests(nil), 2)
+	require.Empty(t, current.OCSPStaple)
+	require.Len(t, slices.Collect(s.Certificates()), 2)
+}
+
+func TestCallbackCertificatesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		key := w.leaf().PrivateKey
+		var leaves []tls.Certificate
+		for i := range 250 {
+			leaves = append(leaves, w.leaf(names("n"+strconv.Itoa(i)+".example.com"), func(o *stapletest.LeafOptions) {
+				o.Key = key.(crypto.Signer)
+			}))
+		}
+		s := w.stapler()
+		var next *tls.Certificate
+		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return next, nil }})
+		all := func() {
+			for i := range leaves {
+				next = &leaves[i]
+				got, err := config.GetCertificate(&tls.ClientHelloInfo{})
+				require.NoError(t, err)
+				require.Equal(t, next.Certificate, got.Certificate)
+			}
+		}
+		for second, want := range []int{100, 200, 250, 250} {
+			all()
+			require.Len(t, slices.Collect(s.Certificates()), want, "second %d", second)
+			time.Sleep(time.Second)
+		}
+		synctest.Wait()
+		require.Len(t, w.responder.Requests(nil), 250)
+		next = &leaves[7]
+		for range 23 {
+			time.Sleep(time.Hour)
+			_, err := config.GetCertificate(&tls.ClientHelloInfo{})
+			require.NoError(t, err)
+		}
+		require.Len(t, slices.Collect(s.Certificates()), 250)
+		time.Sleep(2 * time.Hour)
+		left := slices.Collect(s.Certificates())
+		require.Len(t, left, 1)
+		require.Equal(t, next.Leaf.Raw, left[0].Status().Leaf.Raw)
+		n := len(w.responder.Requests(nil))
+		time.Sleep(30 * 24 * time.Hour)
+		require.Len(t, w.responder.Requests(nil), n)
+		require.Empty(t, slices.Collect(s.Certificates()))
+	})
+}
+
+func TestAConfigurationThatIsGoneIsNotRefreshed(t *testing.T) {
+	w := newWorld(t)
+	s := w.stapler()
+	cert := w.leaf()
+	kept := s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{w.leaf(names("kept.example.com"))}})
+	gone := s.TLSConfig(&tls.Config{
+		Certificates:   []tls.Certificate{w.leaf(names("gone.example.com"))},
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil },
+	})
+	clone := gone.Clone()
+	_, _, err := connect(t, gone, w.client("www.example.com"))
+	require.NoError(t, err)
+	require.NoError(t, s.Wait(soon(t)))
+	runtime.GC()
+	runtime.GC()
+	require.Len(t, slices.Collect(s.Certificates()), 3)
+	runtime.KeepAlive(gone)
+	gone = nil
+	runtime.GC()
+	runtime.GC()
+	require.Len(t, slices.Collect(s.Certificates()), 3, "a clone is left")
+	runtime.KeepAlive(clone)
+	clone = nil
+	require.Eventually(t, func() bool {
+		runtime.GC()
+		return len(slices.Collect(s.Certificates())) == 1
+	}, 10*time.Second, 10*time.Millisecond)
+	runtime.KeepAlive(kept)
+}
+
+func TestSessionTicketKeysOfGetConfigForClientTakeEffectAtOnce(t *testing.T) {
+	w := newWorld(t)
+	s := w.stapler()
+	inner := &tls.Config{Certificates: []tls.Certificate{w.leaf()}}
+	inner.SetSessionTicketKeys([][32]byte{{1}})
+	config := s.TLSConfig(&tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return inner, nil }})
+	client := w.client("www.example.com")
+	client.MaxVersion = tls.VersionTLS12
+	client.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	for i, resumed := range []bool{false, true, false} {
+		if i == 2 {
+			inner.SetSessionTicketKeys([][32]byte{{2}})
+		}
+		got, _, err := connect(t, config, client)
+		require.NoError(t, err)
+		require.Equal(t, resumed, got.DidResume, "handshake %d", i)
+	}
+}
+
+func TestTheWaysAroundAWrappedConfiguration(t *testing.T) {
+	w := newWorld(t)
+	s := w.stapler()
+	cert := w.leaf(names("127.0.0.1", "example.com"))
+	config := s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{cert}})
+	require.NoError(t, s.Wait(soon(t)))
+	seen := func(addr string, roots *x509.CertPool, name string) tls.ConnectionState {
+		conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, ServerName: name})
+		require.NoError(t, err)
+		defer conn.Close()
+		return conn.ConnectionState()
+	}
+	t.Run("httptest's StartTLS adds its own certificate, which clients that name no server get", func(t *testing.T) {
+		server := httptest.NewUnstartedServer(http.NotFoundHandler())
+		server.TLS = config
+		server.StartTLS()
+		defer server.Close()
+		addr := server.Listener.Addr().String()
+		require.NotEqual(t, cert.Leaf.Raw, seen(addr, nil, "").PeerCertificates[0].Raw)
+		require.Empty(t, seen(addr, nil, "").OCSPResponse)
+		require.NotEmpty(t, seen(addr, nil, "example.com").OCSPResponse)
+	})
+	t.Run("a listener of one's own staples", func(t *testing.T) {
+		l, err := tls.Listen("tcp", "127.0.0.1:0", config)
+		require.NoError(t, err)
+		server := &http.Server{Handler: http.NotFoundHandler()}
+		go server.Serve(l)
+		defer server.Close()
+		require.NotEmpty(t, seen(l.Addr().String(), nil, "").OCSPResponse)
+	})
+	for _, files := range []bool{false, true} {
+		t.Run("ServeTLS with file names: "+strconv.FormatBool(files), func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			server := &http.Server{Handler: http.NotFoundHandler(), TLSConfig: config}
+			certFile, keyFile := "", ""
+			if files {
+				certFile, keyFile = writePair(t, cert)
+			}
+			go server.ServeTLS(l, certFile, keyFile)
+			defer server.Close()
+			require.Equal(t, files, len(seen(l.Addr().String(), nil, "").OCSPResponse) == 0)
+			require.NotEmpty(t, seen(l.Addr().String(), nil, "example.com").OCSPResponse)
+		})
+	}
+}
+
+func TestAddAndRemoveUnderLoad(t *testing.T) {
+	w := newWorld(t)
+	s := w.stapler()
+	cert := w.leaf()
+	w.add(s, cert)
+	config := s.TLSConfig(nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				c, err := s.Add(cert)
+				require.NoError(t, err)
+				require.NotEmpty(t, c.TLS().OCSPStaple)
+				c.Remove()
+			}
+		})
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				got, err := config.GetCertificate(&tls.ClientHelloInfo{ServerName: "www.example.com"})
+				require.NoError(t, err)
+				require.NotEmpty(t, got.OCSPStaple)
+				for c := range s.Certificates() {
+					c.Status()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.Len(t, w.responder.Requests(nil), 1)
+}
+
+func writePair(t *testing.T, cert tls.Certificate) (certFile, keyFile string) {
+	t.Helper()
+	dir := t.TempDir()
+	var chain []byte
+	for _, der := range cert.Certificate {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	require.NoError(t, err)
+	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	require.NoError(t, os.WriteFile(certFile, chain, 0o600))
+	require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600))
+	return certFile, keyFile
+}
