@@ -1,0 +1,284 @@
+package staple_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/stapletest"
+	"golang.org/x/crypto/ocsp"
+)
+
+// A demo has what the examples need: a CA, its responder, a certificate, and a Fetcher that asks the
+// responder without a network. Outside of tests, the zero Stapler's Fetcher is the right one.
+type demo struct {
+	ca        *stapletest.CA
+	responder *stapletest.Responder
+	cert      tls.Certificate
+	fetcher   staple.Fetcher
+}
+
+func newDemo() demo {
+	ca := stapletest.NewCA(stapletest.CAOptions{})
+	responder := stapletest.NewResponder(ca)
+	return demo{
+		ca:        ca,
+		responder: responder,
+		cert:      ca.Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}}),
+		fetcher:   &staple.HTTPFetcher{Client: responder.Client()},
+	}
+}
+
+// client is the configuration of a client that trusts the CA.
+func (d demo) client() *tls.Config {
+	return &tls.Config{RootCAs: d.ca.Roots(), ServerName: "localhost"}
+}
+
+// Any TLS listener: wrap its configuration.
+func Example() {
+	demo := newDemo()
+	stapler := staple.Stapler{Fetcher: demo.fetcher}
+	defer stapler.Close()
+	config := stapler.TLSConfig(&tls.Config{Certificates: []tls.Certificate{demo.cert}})
+
+	listener, err := tls.Listen("tcp", "127.0.0.1:0", config)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer listener.Close()
+	go func() {
+		conn, err := listener.Accept()
+		if err == nil {
+			conn.(*tls.Conn).Handshake()
+			conn.Close()
+		}
+	}()
+
+	stapler.Wait(context.Background()) // only so that the output is the same each time
+	conn, err := tls.Dial("tcp", listener.Addr().String(), demo.client())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Println("stapled:", len(conn.ConnectionState().OCSPResponse) > 0)
+	// Output: stapled: true
+}
+
+// An http.Server: the file names of ServeTLS and ListenAndServeTLS must be empty, since they would add a
+// certificate that is not stapled.
+func ExampleStapler_TLSConfig() {
+	demo := newDemo()
+	stapler := staple.Stapler{Fetcher: demo.fetcher}
+	defer stapler.Close()
+
+	server := &http.Server{
+		TLSConfig: stapler.TLSConfig(&tls.Config{Certificates: []tls.Certificate{demo.cert}}),
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	go server.ServeTLS(listener, "", "")
+	defer server.Close()
+
+	stapler.Wait(context.Background()) // only so that the output is the same each time
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: demo.client()}}
+	response, err := client.Get("https://" + listener.Addr().String())
+	if err != nil {
+		log.Fatal(err)
+	}
+	response.Body.Close()
+	fmt.Println("stapled:", len(response.TLS.OCSPResponse) > 0)
+	// Output: stapled: true
+}
+
+// One certificate, without wrapping a configuration.
+func ExampleStapler_Add() {
+	demo := newDemo()
+	stapler := staple.Stapler{Fetcher: demo.fetcher}
+	defer stapler.Close()
+
+	c, err := stapler.Add(demo.cert)
+	if err != nil {
+		log.Fatal(err)
+	}
+	config := &tls.Config{GetCertificate: c.GetCertificate}
+	_ = config // for a server
+
+	if err := c.Wait(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	st := c.Status()
+	fmt.Println("stapled:", st.Stapled, "by", st.Responder)
+	fmt.Println("for a week:", st.Expires.Sub(st.ThisUpdate) == 7*24*time.Hour)
+	// Output:
+	// stapled: true by http://ocsp.example
+	// for a week: true
+}
+
+// A server that listens only once every certificate is stapled, or has shown that it cannot be, or ten
+// seconds have passed.
+func ExampleStapler_Wait() {
+	demo := newDemo()
+	stapler := staple.Stapler{Fetcher: demo.fetcher}
+	defer stapler.Close()
+	plain := demo.ca.Leaf(stapletest.LeafOptions{Names: []string{"plain.example"}}) // names no responder
+	config := stapler.TLSConfig(&tls.Config{Certificates: []tls.Certificate{demo.cert, plain}})
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := stapler.Wait(ctx); err != nil {
+		log.Print(err) // says what is missing
+	}
+	_ = config // listen now
+
+	for c := range stapler.Certificates() {
+		st := c.Status()
+		fmt.Println(st.Leaf.Subject.CommonName, st.Stapled, st.Err)
+	}
+	// Output:
+	// localhost true <nil>
+	// plain.example false staple: no OCSP responder to ask
+}
+
+// With a cache, a server that restarts while the responder is down staples from its first handshake on.
+func ExampleDirCache() {
+	demo := newDemo()
+	dir, err := os.MkdirTemp("", "staple")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	down := staple.FetcherFunc(func(context.Context, *staple.Request) ([]byte, error) {
+		return nil, errors.New("the responder is down")
+	})
+
+	for _, f := range []staple.Fetcher{demo.fetcher, down} {
+		stapler := staple.Stapler{Fetcher: f, Cache: staple.DirCache(dir)}
+		c, err := stapler.Add(demo.cert)
+		if err != nil {
+			log.Fatal(err)
+		}
+		if err := c.Wait(context.Background()); err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println("stapled:", c.Status().Stapled)
+		stapler.Close() // has stored the response when it returns
+	}
+	// Output:
+	// stapled: true
+	// stapled: true
+}
+
+// Push instead of pull: another program keeps the responses in files. The files are read when a refresh
+// is due, and at once on Refresh.
+func ExampleFetcherFunc() {
+	demo := newDemo()
+	dir, err := os.MkdirTemp("", "staple")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	fetcher := staple.FetcherFunc(func(ctx context.Context, req *staple.Request) ([]byte, error) {
+		return os.ReadFile(filepath.Join(dir, req.Leaf.DNSNames[0]+".ocsp"))
+	})
+
+	// The other program.
+	if err := os.WriteFile(filepath.Join(dir, "localhost.ocsp"), demo.responder.Response(demo.cert.Leaf), 0o644); err != nil {
+		log.Fatal(err)
+	}
+
+	stapler := staple.Stapler{Fetcher: fetcher}
+	defer stapler.Close()
+	c, err := stapler.Add(demo.cert)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := c.Refresh(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("stapled:", c.Status().Stapled)
+	// Output: stapled: true
+}
+
+// A Fetcher around the default one. It passes on the same Request, so that the HTTPFetcher can go on to
+// the next URL until a response is accepted, and say which one answered. (A FetcherFunc is no IssuerFetcher;
+// where chains may lack their issuer, use a struct that embeds *HTTPFetcher and has its own Fetch.)
+func ExampleFetcherFunc_wrap() {
+	demo := newDemo()
+	cert := demo.ca.Leaf(stapletest.LeafOptions{Responders: []string{"ldap://ocsp.example", "http://ocsp.example"}})
+
+	var fetches atomic.Int64
+	stapler := staple.Stapler{
+		Fetcher: staple.FetcherFunc(func(ctx context.Context, req *staple.Request) ([]byte, error) {
+			fetches.Add(1)
+			return demo.fetcher.Fetch(ctx, req)
+		}),
+	}
+	defer stapler.Close()
+	c, err := stapler.Add(cert)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := c.Wait(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(fetches.Load(), "fetch, answered by", c.Status().Responder)
+	// Output: 1 fetch, answered by http://ocsp.example
+}
+
+// A client that refuses a server whose certificate is revoked by its staple, or is Must-Staple and comes
+// without one.
+func ExampleResponseVerifier_VerifyConnection() {
+	demo := newDemo()
+	var verifier staple.ResponseVerifier
+	client := demo.client()
+	client.VerifyConnection = verifier.VerifyConnection
+
+	connect := func() error {
+		stapler := staple.Stapler{Fetcher: demo.fetcher, StapleRevoked: true, Logger: slog.New(slog.DiscardHandler)}
+		defer stapler.Close()
+		config := stapler.TLSConfig(&tls.Config{Certificates: []tls.Certificate{demo.cert}})
+		stapler.Wait(context.Background())
+
+		a, b := net.Pipe()
+		defer a.Close()
+		go tls.Server(b, config).Handshake()
+		return tls.Client(a, client).Handshake()
+	}
+
+	fmt.Println("good:", connect())
+	demo.responder.Set(nil, stapletest.Answer{Status: ocsp.Revoked})
+	fmt.Println("revoked:", errors.Is(connect(), staple.ErrRevoked))
+	// Output:
+	// good: <nil>
+	// revoked: true
+}
+
+// Events, for an alert or a counter.
+func ExampleStapler_onEvent() {
+	demo := newDemo()
+	stapler := staple.Stapler{
+		Fetcher: demo.fetcher,
+		OnEvent: func(e staple.Event) { fmt.Println(e.Kind, e.Status.Leaf.Subject.CommonName, e.Err) },
+	}
+	c, err := stapler.Add(demo.cert)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := c.Wait(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	stapler.Close() // returns after the last event
+	// Output: stapled localhost <nil>
+}
