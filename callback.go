@@ -61,8 +61,8 @@ type callbackTable struct {
 	recent list.List // of *sighting, the most recent first
 	byDER  map[identity]*list.Element
 	byHash map[[sha256.Size]byte]*list.Element
-	second time.Time // in which fresh were taken
-	fresh  int
+	taken  [maxNewSeen]time.Time // when the last new ones were, in a ring
+	next   int                   // the oldest of these
 }
 
 func (t *callbackTable) init() {
@@ -92,21 +92,24 @@ func (g *engine) recognize(cert *tls.Certificate, o *owner) *sighting {
 	key := sha256.Sum256(der)
 	t.mu.Lock()
 	if el := t.byHash[key]; el != nil {
-		defer t.mu.Unlock()
 		s := el.Value.(*sighting)
-		delete(t.byDER, identityOf(s.leaf))
-		s.leaf = der
-		t.byDER[identityOf(der)] = el
-		return t.touch(el, o, now)
+		if len(cert.Certificate) <= len(s.handle.plain.Certificate) || s.handle.entry.issuerKnown.Load() {
+			defer t.mu.Unlock()
+			delete(t.byDER, identityOf(s.leaf))
+			s.leaf = der
+			t.byDER[identityOf(der)] = el
+			return t.touch(el, o, now)
+		}
+		// Its chain may have the issuer that was missing: it counts as new.
+		t.remove(el)
+		defer g.remove(s.handle)
 	}
-	if now.Sub(t.second) >= time.Second {
-		t.second, t.fresh = now, 0
-	}
-	if t.fresh >= maxNewSeen {
+	if last := t.taken[t.next]; !last.IsZero() && now.Sub(last) < time.Second {
 		t.mu.Unlock()
 		return nil
 	}
-	t.fresh++
+	t.taken[t.next] = now
+	t.next = (t.next + 1) % len(t.taken)
 	t.mu.Unlock()
 
 	leaf, err := parseLeaf(cert)
@@ -115,13 +118,11 @@ func (g *engine) recognize(cert *tls.Certificate, o *owner) *sighting {
 	}
 	c := newCertificate(cert, leaf)
 	c.returned = true
-	if !g.register(c, false) {
+	if !g.register(c, cert.OCSPStaple, false) {
 		return nil
 	}
 	if len(cert.OCSPStaple) > 0 {
-		if issuer := g.localIssuer(c.entry); issuer != nil {
-			g.adoptCarried(c.entry, issuer)
-		}
+		g.adoptCarried(c.entry, g.localIssuer(c.entry))
 	}
 	g.launch(c)
 	s := &sighting{handle: c, key: key, leaf: der, last: now, until: now.Add(mustStapleFor), carried: cert.OCSPStaple}
@@ -259,8 +260,10 @@ func (g *engine) serveReturned(ctx context.Context, cert *tls.Certificate, o *ow
 		return g.serveUnknown(cert, hello)
 	}
 	c := s.handle
-	if ours := c.stapled.Load(); cert == &c.plain || ours != nil && cert == &ours.Certificate {
-		return cert, nil // from another of our wrappers, which has seen to it
+	if current, stapled := c.current(); stapled && identityOf(cert.OCSPStaple) == identityOf(current.OCSPStaple) {
+		return cert, nil
+	} else if !stapled && g.isPlain(c.entry, cert) {
+		return cert, nil // from another wrapper or handle of ours, which has waited, counted and decided
 	}
 	g.heed(s, cert)
 	served, stapled, err := c.entry.serve(ctx, c, hello, s.until)
@@ -269,12 +272,17 @@ func (g *engine) serveReturned(ctx context.Context, cert *tls.Certificate, o *ow
 		return nil, err
 	case !stapled && len(cert.OCSPStaple) == 0:
 		return cert, nil
-	case stapled && identityOf(cert.OCSPStaple) == identityOf(served.OCSPStaple):
-		return cert, nil
 	}
 	clone := *cert
 	clone.OCSPStaple = served.OCSPStaple
 	return &clone, nil
+}
+
+// isPlain reports whether cert is what a handle of e returns without a staple.
+func (g *engine) isPlain(e *entry, cert *tls.Certificate) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.ContainsFunc(e.handles, func(c *Certificate) bool { return cert == &c.plain })
 }
 
 // heed deals with a staple that came with a certificate which is known already.

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime"
@@ -103,6 +104,9 @@ func (g *engine) close() {
 	}
 	g.mu.Unlock()
 	g.wg.Wait()
+	g.mu.Lock()
+	g.silent = true
+	g.mu.Unlock()
 	if f, ok := g.fetcher.(*HTTPFetcher); ok {
 		f.closeIdle()
 	}
@@ -116,6 +120,8 @@ type entry struct {
 	mustStaple bool
 	unstapled  atomic.Uint64
 	waiting    atomic.Int32 // handshakes that wait for the first round
+
+	issuerKnown atomic.Bool
 
 	// Guarded by engine.mu.
 	handles     []*Certificate // oldest first
@@ -159,9 +165,10 @@ func (r *response) newer(old *response) bool {
 	return r.revoked && !old.revoked
 }
 
-// register makes c one of the engine's handles. It reports whether the engine is
+// register makes c, which came with the staple carried, one of the engine's
+// handles. It reports whether the engine is
 // open. Rounds begin with launch.
-func (g *engine) register(c *Certificate, added bool) bool {
+func (g *engine) register(c *Certificate, carried []byte, added bool) bool {
 	leaf := c.plain.Leaf
 	key := sha256.Sum256(leaf.Raw)
 	g.mu.Lock()
@@ -191,24 +198,38 @@ func (g *engine) register(c *Certificate, added bool) bool {
 	if added {
 		g.added.Store(nil)
 	}
-	if s := c.stapled.Load(); s != nil {
-		e.carried = append(e.carried, s.OCSPStaple)
+	if len(carried) > 0 {
+		e.carried = append(e.carried, carried)
 	}
 	switch {
 	case e.held != nil:
 		g.publishTo(c, e.held)
-	case len(e.handles) == 1 && unanswerable(leaf, wall()):
-		g.conclude(e, outcome{err: ErrNoResponder, final: true})
-	case e.final && e.issuer == nil:
-		e.final, e.settled = false, false // the new chain may have what the others lack
+	case len(e.handles) == 1:
+		if err := unanswerable(leaf, wall()); err != nil {
+			g.conclude(e, outcome{err: err, final: true})
+		}
+	case e.issuer == nil:
+		g.reconsider(e) // the new chain may have what the others lack
 	}
+	g.arm()
 	return true
+}
+
+// reconsider makes launch begin anew with e, for which an issuer was missing.
+func (g *engine) reconsider(e *entry) {
+	if unanswerable(e.leaf, wall()) == nil {
+		e.final, e.settled, e.due = false, false, time.Time{}
+		g.place(e)
+	}
 }
 
 // launch schedules the first rounds of newly registered handles.
 func (g *engine) launch(handles ...*Certificate) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.closed {
+		return
+	}
 	now := wall()
 	for _, c := range handles {
 		if e := c.entry; !e.settled && !e.final && e.due.IsZero() {
@@ -305,41 +326,57 @@ func (e *entry) unstaple() {
 	}
 }
 
-// preload looks for the responses of newly registered handles in what came with
-// them and in the cache, in parallel and for preloadTimeout at most. What it does
-// not get to is left to the first rounds.
+// preload looks for the responses of newly registered handles: in what came with
+// them first, then in the cache; in parallel, and for preloadTimeout at most. What
+// it does not get to is left to the first rounds.
 func (g *engine) preload(handles []*Certificate) {
-	todo := handles
-	if g.cache == nil {
-		g.mu.Lock()
-		todo = slices.DeleteFunc(slices.Clone(handles), func(c *Certificate) bool { return len(c.entry.carried) == 0 })
-		g.mu.Unlock()
-	}
-	if len(todo) == 0 {
-		return
-	}
 	ctx, cancel := context.WithTimeout(g.ctx, preloadTimeout)
 	defer cancel()
-	workers := min(len(todo), 4*runtime.GOMAXPROCS(0))
+	g.mu.Lock()
+	carrying := slices.DeleteFunc(slices.Clone(handles), func(c *Certificate) bool { return len(c.entry.carried) == 0 })
+	g.mu.Unlock()
+	g.each(ctx, carrying, func(e *entry) {
+		g.adoptCarried(e, g.localIssuer(e))
+		g.save(e)
+	})
+	if g.cache == nil {
+		return
+	}
+	g.each(ctx, handles, func(e *entry) {
+		issuer := g.localIssuer(e)
+		if issuer == nil {
+			return
+		}
+		r, err := g.load(ctx, e, issuer)
+		if ctx.Err() == nil {
+			g.getTrouble.report(g, "reading the OCSP cache", err)
+		}
+		if r != nil {
+			g.mu.Lock()
+			g.adopt(e, r, true)
+			g.mu.Unlock()
+		}
+	})
+}
+
+// each calls f for the entry of each handle, in parallel. It returns when all calls
+// have, or when ctx ends: then no further calls begin.
+func (g *engine) each(ctx context.Context, handles []*Certificate, f func(*entry)) {
+	g.mu.Lock()
+	workers := min(len(handles), 4*runtime.GOMAXPROCS(0))
+	if g.closed {
+		workers = 0
+	}
+	g.wg.Add(workers)
+	g.mu.Unlock()
 	done := make(chan struct{}, workers)
 	var next atomic.Int64
 	for range workers {
-		g.mu.Lock()
-		if g.closed {
-			g.mu.Unlock()
-			return
-		}
-		g.wg.Add(1)
-		g.mu.Unlock()
 		go func() {
 			defer g.wg.Done()
 			defer func() { done <- struct{}{} }()
-			for ctx.Err() == nil {
-				i := int(next.Add(1)) - 1
-				if i >= len(todo) {
-					return
-				}
-				g.preloadOne(ctx, todo[i].entry)
+			for i := next.Add(1) - 1; i < int64(len(handles)) && ctx.Err() == nil; i = next.Add(1) - 1 {
+				f(handles[i].entry)
 			}
 		}()
 	}
@@ -352,26 +389,24 @@ func (g *engine) preload(handles []*Certificate) {
 	}
 }
 
-func (g *engine) preloadOne(ctx context.Context, e *entry) {
-	issuer := g.localIssuer(e)
-	if issuer == nil {
-		return
-	}
-	g.adoptCarried(e, issuer)
-	if r := g.load(ctx, e, issuer); r != nil {
-		g.mu.Lock()
-		g.adopt(e, r, true)
-		g.mu.Unlock()
-	}
-}
-
-// adoptCarried verifies the staples that came with the handles of e.
+// adoptCarried judges the staples that came with the handles of e. Where the issuer
+// is not known, issuer is nil, and they are left alone until their end.
 func (g *engine) adoptCarried(e *entry, issuer *x509.Certificate) {
 	g.mu.Lock()
 	carried := e.carried
-	e.carried = nil
+	if issuer != nil {
+		e.carried = nil
+	} else if e.held == nil {
+		for _, c := range e.handles {
+			for _, der := range carried {
+				if end := carriedEnd(der, e.leaf); !end.IsZero() {
+					c.setStaple(der, end)
+				}
+			}
+		}
+	}
 	g.mu.Unlock()
-	if len(carried) == 0 {
+	if len(carried) == 0 || issuer == nil {
 		return
 	}
 	var best *response
@@ -399,14 +434,14 @@ func (g *engine) adoptCarried(e *entry, issuer *x509.Certificate) {
 // adopt takes r, which came from the cache or with the certificate, if it is newer
 // than the response held, and schedules by it. mu is held.
 func (g *engine) adopt(e *entry, r *response, stored bool) bool {
-	if e.gone || e.held != nil && !r.newer(e.held) {
+	if e.gone || g.closed || e.held != nil && !r.newer(e.held) {
 		return false
 	}
 	g.publish(e, r)
 	e.stored = stored
 	now := wall()
 	if !e.final {
-		e.due = refreshTime(r, now)
+		e.setDue(refreshTime(r, now))
 		e.settled = e.settled || e.due.After(now)
 	}
 	g.announce(e, r, 0)
@@ -415,37 +450,30 @@ func (g *engine) adopt(e *entry, r *response, stored bool) bool {
 	return true
 }
 
-// load returns the response that the cache has about e, verified, or nil.
-func (g *engine) load(ctx context.Context, e *entry, issuer *x509.Certificate) *response {
-	if g.cache == nil {
-		return nil
-	}
+// load returns the response that the cache has about e, verified, or nil. An error
+// is one of the cache's.
+func (g *engine) load(ctx context.Context, e *entry, issuer *x509.Certificate) (*response, error) {
 	der, err := g.cache.Get(ctx, e.cacheKey())
-	if g.ctx.Err() != nil {
-		return nil
-	}
 	if isMiss(err) {
-		g.getTrouble.report(g, "reading the OCSP cache", nil)
-		return nil
+		err = nil
 	}
-	g.getTrouble.report(g, "reading the OCSP cache", err)
 	if err != nil || len(der) == 0 {
-		return nil
+		return nil, err
 	}
 	g.mu.Lock()
 	held := e.held
 	g.mu.Unlock()
 	if held != nil && bytes.Equal(der, held.der) {
-		return held
+		return held, nil
 	}
 	r, err := g.verify(e, issuer, der)
 	if err != nil {
 		g.mu.Lock()
 		g.log(slog.LevelDebug, "a cached OCSP response was refused", e, slog.Any("error", err))
 		g.mu.Unlock()
-		return nil
+		return nil, nil
 	}
-	return r
+	return r, nil
 }
 
 // save writes the response held to the cache, unless it is there.
@@ -479,12 +507,19 @@ func (g *engine) verify(e *entry, issuer *x509.Certificate, der []byte) (*respon
 	if err != nil {
 		return nil, err
 	}
+	if p == nil {
+		return nil, errors.New("staple: the Verifier returned neither a response nor an error")
+	}
+	thisUpdate := p.ThisUpdate
+	if thisUpdate.IsZero() {
+		thisUpdate = now // of a Verifier that does not say
+	}
 	if p.Status != ocsp.Good && p.Status != ocsp.Revoked {
 		return nil, errUnknown
 	}
 	r := &response{
 		der:        der,
-		thisUpdate: p.ThisUpdate.Round(0),
+		thisUpdate: thisUpdate.Round(0),
 		producedAt: p.ProducedAt.Round(0),
 		until:      until.Round(0),
 		end:        until.Round(0),

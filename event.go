@@ -66,9 +66,13 @@ type Event struct {
 type notices struct {
 	pending []func()
 	telling bool
+	silent  bool // the Stapler is closed, and all was told
 }
 
 func (g *engine) tell(f func()) {
+	if g.silent {
+		return
+	}
 	g.pending = append(g.pending, f)
 	if !g.telling {
 		g.telling = true
@@ -140,11 +144,13 @@ func (g *engine) emit(e *entry, ev Event) {
 
 // log queues a line about e, with mu held.
 func (g *engine) log(level slog.Level, message string, e *entry, attrs ...slog.Attr) {
-	if !g.logger.Enabled(context.Background(), level) {
-		return
-	}
-	attrs = append([]slog.Attr{slog.String("certificate", describe(e.leaf))}, attrs...)
-	g.tell(func() { g.logger.LogAttrs(context.Background(), level, "staple: "+message, attrs...) })
+	g.tell(func() {
+		if !g.logger.Enabled(context.Background(), level) {
+			return
+		}
+		attrs = append([]slog.Attr{slog.String("certificate", describe(e.leaf))}, attrs...)
+		g.logger.LogAttrs(context.Background(), level, "staple: "+message, attrs...)
+	})
 }
 
 // announce tells of r, which is held from now on, with mu held.
@@ -177,6 +183,10 @@ func (g *engine) setWarn(e *entry, now time.Time) {
 
 // warnOf tells that the staple of e is about to end, or has ended, with mu held.
 func (g *engine) warnOf(e *entry, now time.Time) {
+	if e.held == nil {
+		e.warn = time.Time{}
+		return
+	}
 	ended := !now.Before(e.held.end)
 	g.setWarn(e, now)
 	if ended {

@@ -583,6 +583,16 @@ func checkRedirect(next *http.Request, via []*http.Request) error {
 		return fmt.Errorf("redirected to %.200q: %w", next.URL, err)
 	}
 	next.URL = u
+	if via[len(via)-1].Method == http.MethodPost && next.Method == http.MethodGet && next.Response.StatusCode != http.StatusSeeOther {
+		// As browsers do, net/http makes a GET without the request of it. nginx
+		// redirects so from a location without its last slash.
+		first := via[0]
+		if next.Body, err = first.GetBody(); err != nil {
+			return err
+		}
+		next.Method, next.GetBody, next.ContentLength = http.MethodPost, first.GetBody, first.ContentLength
+		next.Header.Set("Content-Type", first.Header.Get("Content-Type"))
+	}
 	return nil
 }
 

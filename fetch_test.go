@@ -881,6 +881,22 @@ func TestUnusualButValidAnswers(t *testing.T) {
 		_, err = new(HTTPFetcher).Fetch(t.Context(), fetchRequest(server))
 		require.ErrorContains(t, err, "more than 3 redirects")
 	})
+	for status, method := range map[int]string{301: "POST", 302: "POST", 303: "GET", 307: "POST", 308: "POST"} {
+		t.Run(fmt.Sprintf("a POST redirected with %d becomes a %s", status, method), func(t *testing.T) {
+			responder := stapletest.NewResponder(fetchCA())
+			mux := http.NewServeMux()
+			mux.Handle("/there/", responder)
+			mux.Handle("/", http.RedirectHandler("/again", status))
+			mux.Handle("/again", http.RedirectHandler("/there/", status))
+			_, err := new(HTTPFetcher).Fetch(t.Context(), fetchRequest(newServer(t, mux)+"/?post"))
+			require.Equal(t, method == http.MethodPost, err == nil, err)
+			got := responder.Requests(nil)[0]
+			require.Equal(t, method, got.Method)
+			if method == http.MethodPost {
+				require.Equal(t, []string{"application/ocsp-request"}, got.Header["Content-Type"])
+			}
+		})
+	}
 	t.Run("a kept connection that the server closes without a word", func(t *testing.T) {
 		req := fetchRequest()
 		der := responder.Response(req.Leaf)

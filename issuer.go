@@ -100,19 +100,22 @@ func (g *engine) setIssuer(e *entry, issuer *x509.Certificate) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e.issuer = issuer
+	e.issuerKnown.Store(true)
 }
 
 // findIssuer returns the issuer of e, asking the Fetcher if need be. final says that
 // there is no point in trying again.
 func (g *engine) findIssuer(ctx context.Context, e *entry) (issuer *x509.Certificate, final bool, err error) {
-	if unanswerable(e.leaf, wall()) {
-		return nil, true, ErrNoResponder
+	if err := unanswerable(e.leaf, wall()); err != nil {
+		return nil, true, err
 	}
 	if issuer = g.localIssuer(e); issuer != nil {
 		return issuer, false, nil
 	}
 	if f, ok := g.fetcher.(IssuerFetcher); ok {
 		var candidates []*x509.Certificate
+		ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+		defer cancel()
 		candidates, err = f.FetchIssuer(ctx, e.leaf)
 		final = errors.Is(err, ErrNoResponder) || errors.Is(err, ErrNoIssuer)
 		issuer = pickIssuer(e.leaf, candidates)

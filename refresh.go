@@ -18,12 +18,15 @@ const (
 	maxAge       = 4 * 24 * time.Hour // from thisUpdate to the next refresh: clients refuse responses of more than 7 to 10 days
 	maxUnchanged = 24 * time.Hour     // between requests that bring nothing newer
 	minPause     = time.Second        // between two rounds of one certificate
+	maxMinPause  = 10 * time.Minute   // the same while nothing newer comes, a thousandth of the validity, but not more
 	firstBackoff = 10 * time.Second   // the most that the first retry waits
 	maxBackoff   = time.Hour
 	maxHostPause = 5 * time.Minute
 	maxUnstapled = 10 * time.Minute // the most that a retry waits without a staple, for the first fewRetries
 	fewRetries   = 50
-	hostSpread   = 30 * time.Second // over which certificates come back when their host does
+	patientTries = 3                // that go before those of certificates which have a staple
+	hostOutage   = time.Minute      // of a host in trouble: when it is over, the certificates that failed are asked about soon
+	hostSpread   = 30 * time.Second // over which they are
 )
 
 // errOlder is wrapped by what Request.Accept returns for an authentic response
@@ -38,8 +41,10 @@ type outcome struct {
 	response  *response // accepted; nil: none, or nothing newer
 	err       error
 	final     bool // there is no point in another round
-	deferred  bool // another process has the lock: not a round, look again soon
+	deferred  bool // another process has the lock, or the cache has nothing: not a round, look again at due
+	due       time.Time
 	cached    bool // response came from the cache
+	asked     bool // the Fetcher was asked for a response
 	responder string
 	began     time.Time
 }
@@ -47,7 +52,7 @@ type outcome struct {
 // round asks for a response to e once and draws the conclusions: publish, then store.
 func (g *engine) round(e *entry) {
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(g.ctx, fetchTimeout)
+	ctx, cancel := context.WithCancel(g.ctx)
 	defer cancel()
 	g.mu.Lock()
 	if e.gone || g.closed {
@@ -55,9 +60,10 @@ func (g *engine) round(e *entry) {
 		return
 	}
 	e.cancel = cancel
+	peek := e.peek
 	g.mu.Unlock()
 
-	o, unlock := g.attempt(ctx, e)
+	o, unlock := g.attempt(ctx, e, peek)
 	o.began = began
 
 	g.mu.Lock()
@@ -72,8 +78,8 @@ func (g *engine) round(e *entry) {
 }
 
 // attempt does the I/O of a round. unlock, unless nil, must be called once the
-// outcome is stored.
-func (g *engine) attempt(ctx context.Context, e *entry) (o outcome, unlock func()) {
+// outcome is stored. To peek is to look into the cache alone.
+func (g *engine) attempt(ctx context.Context, e *entry, peek bool) (o outcome, unlock func()) {
 	issuer, final, err := g.findIssuer(ctx, e)
 	if err != nil {
 		return outcome{err: err, final: final}, nil
@@ -82,11 +88,14 @@ func (g *engine) attempt(ctx context.Context, e *entry) (o outcome, unlock func(
 	if r := g.fresher(ctx, e, issuer); r != nil {
 		return outcome{response: r, cached: true}, nil
 	}
+	if peek {
+		return outcome{deferred: true, due: wall()}, nil
+	}
 	if g.locker != nil {
 		unlock, ok, err := g.tryLock(ctx, e)
 		switch {
 		case err == nil && !ok:
-			return outcome{deferred: true}, nil
+			return outcome{deferred: true, due: wall().Add(leaseTTL/20 + jitter(leaseTTL/10))}, nil
 		case err == nil:
 			// Whoever had the lock may have stored a response since the cache was read.
 			if r := g.fresher(ctx, e, issuer); r != nil {
@@ -104,9 +113,12 @@ func (g *engine) fresher(ctx context.Context, e *entry, issuer *x509.Certificate
 	if g.cache == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	loadCtx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	r := g.load(ctx, e, issuer)
+	r, err := g.load(loadCtx, e, issuer)
+	if ctx.Err() == nil {
+		g.getTrouble.report(g, "reading the OCSP cache", err)
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
@@ -124,28 +136,32 @@ func (g *engine) fresher(ctx context.Context, e *entry, issuer *x509.Certificate
 }
 
 func (g *engine) tryLock(ctx context.Context, e *entry) (unlock func(), ok bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	lockCtx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	unlock, ok, err = g.locker.TryLock(ctx, e.cacheKey(), leaseTTL)
-	g.lockTrouble.report(g, "locking the OCSP cache", err)
+	unlock, ok, err = g.locker.TryLock(lockCtx, e.cacheKey(), leaseTTL)
+	if ctx.Err() == nil {
+		g.lockTrouble.report(g, "locking the OCSP cache", err)
+	}
 	return unlock, ok, err
 }
 
 // fetch asks the Fetcher.
 func (g *engine) fetch(ctx context.Context, e *entry, issuer *x509.Certificate) outcome {
 	a := &acceptor{engine: g, entry: e, issuer: issuer}
+	ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
+	defer cancel()
 	req := &Request{Leaf: e.leaf, Issuer: issuer, Accept: a.accept}
 	der, err := g.fetcher.Fetch(ctx, req)
 	if err == nil {
 		err = a.accept(der)
 	}
-	o := outcome{responder: req.Responder}
+	o := outcome{asked: true, responder: req.Responder}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
 	case a.taken != nil && a.taken != a.held:
 		o.response = a.taken
-	case a.taken != nil, a.older > 0 && a.refused == 0:
+	case a.taken != nil, a.older > 0 && a.refused == 0 && wall().Before(a.held.end):
 		// Nothing newer is to be had, which is not a failure.
 	case errors.Is(err, ErrNoResponder):
 		o.err, o.final = err, true
@@ -215,7 +231,7 @@ func (g *engine) conclude(e *entry, o outcome) {
 	now := wall()
 	if o.deferred {
 		if !e.gone && !g.closed {
-			e.due = now.Add(leaseTTL/20 + jitter(leaseTTL/10))
+			e.due = o.due
 			g.reschedule(e)
 		}
 		return
@@ -228,7 +244,7 @@ func (g *engine) conclude(e *entry, o outcome) {
 	}
 	e.err = o.err
 	e.final = o.final
-	e.forced = false
+	e.forced, e.peek = false, false
 	duration := time.Duration(0)
 	if !o.began.IsZero() {
 		duration = time.Since(o.began)
@@ -236,19 +252,25 @@ func (g *engine) conclude(e *entry, o outcome) {
 	switch {
 	case o.err == nil:
 		e.failures = 0
-		if !o.cached {
+		if o.asked {
 			g.recovered(e.host, now)
 		}
-		if r := o.response; r != nil && (e.held == nil || r.newer(e.held)) {
+		r := o.response
+		switch {
+		case r != nil && (e.held == nil || r.newer(e.held)):
 			g.publish(e, r)
 			e.stored = o.cached
-			if e.due = refreshTime(r, now); !e.due.After(now) {
-				e.due = unchangedTime(r, now) // it is what there is: not to be asked for again at once
+			due := refreshTime(r, now)
+			if !due.After(now) {
+				due = unchangedTime(r, now) // it is what there is: not to be asked for again at once
 			}
+			e.setDue(due)
 			g.announce(e, r, duration)
-		} else {
-			e.due = unchangedTime(e.held, now)
+		case e.held != nil:
+			e.setDue(unchangedTime(e.held, now))
 			g.emit(e, Event{Kind: Unchanged, Duration: duration})
+		default:
+			e.due = now.Add(minPause) // what was held is gone since: the clock was set
 		}
 	case errors.Is(o.err, ErrNoResponder):
 		e.failures = 0
@@ -256,17 +278,17 @@ func (g *engine) conclude(e *entry, o outcome) {
 		g.log(slog.LevelDebug, "a certificate is not stapled", e, slog.Any("reason", o.err))
 	default:
 		e.failures++
-		g.hostFailed(e.host, o.err, now)
+		if o.asked {
+			g.hostFailed(e.host, o.err, now)
+		}
 		e.due = time.Time{}
 		if !o.final {
-			e.due = now.Add(e.backoff(o.err, now))
+			e.setDue(now.Add(e.backoff(o.err, now)))
 		}
 		g.emit(e, Event{Kind: Failed, Duration: duration, Err: o.err})
 	}
 	if g.closed || e.gone {
 		e.due = time.Time{}
-	} else if !e.due.IsZero() && !e.due.Before(e.leaf.NotAfter) {
-		e.due = e.leaf.NotAfter.Add(time.Second) // when it becomes a certificate that nobody is asked about
 	}
 	e.settled = true
 	e.rounds++
@@ -289,7 +311,7 @@ func (g *engine) refresh(ctx context.Context, c *Certificate) error {
 	case e.busy:
 		e.again = true
 	default:
-		e.final = false
+		e.final, e.peek = false, false
 		e.urgent = true
 		g.enqueue(e, firstStaple)
 		g.place(e)
@@ -314,11 +336,20 @@ func (g *engine) refresh(ctx context.Context, c *Certificate) error {
 	return result
 }
 
-// unanswerable reports whether nobody could be asked about leaf: it has expired, or
-// is self-signed, so that no issuer speaks for it.
-func unanswerable(leaf *x509.Certificate, now time.Time) bool {
-	return now.After(leaf.NotAfter) ||
-		bytes.Equal(leaf.RawIssuer, leaf.RawSubject) && signedBy(leaf, leaf)
+var (
+	errExpired    = fmt.Errorf("%w: the certificate has expired", ErrNoResponder)
+	errSelfSigned = fmt.Errorf("%w: the certificate is self-signed", ErrNoResponder)
+)
+
+// unanswerable returns an error if nobody could be asked about leaf.
+func unanswerable(leaf *x509.Certificate, now time.Time) error {
+	switch {
+	case now.After(leaf.NotAfter):
+		return errExpired
+	case bytes.Equal(leaf.RawIssuer, leaf.RawSubject) && signedBy(leaf, leaf):
+		return errSelfSigned
+	}
+	return nil
 }
 
 // refreshTime returns when to ask for a successor of r, which has just come: at
@@ -340,14 +371,17 @@ func refreshTime(r *response, now time.Time) time.Time {
 func unchangedTime(r *response, now time.Time) time.Time {
 	left := r.end.Sub(now)
 	pause := min(left/2, maxUnchanged)
-	return now.Add(max(pause-jitter(pause/10), min(r.until.Sub(r.thisUpdate)/1000, maxUnchanged), minPause))
+	return now.Add(max(pause-jitter(pause/10), min(r.until.Sub(r.thisUpdate)/1000, maxMinPause), minPause))
 }
 
-// urgency returns the class of e's next round.
+// urgency returns the class of e's next round. One that has failed repeatedly must
+// not keep those from their turn that have something to lose.
 func (e *entry) urgency(now time.Time) class {
-	switch {
-	case e.forced || e.held == nil || !now.Before(e.held.end):
+	switch unstapled := e.held == nil || !now.Before(e.held.end); {
+	case e.forced, unstapled && e.failures < patientTries:
 		return firstStaple
+	case unstapled:
+		return routine
 	case e.held.end.Sub(now) < e.held.end.Sub(e.held.thisUpdate)/4:
 		return nearEnd
 	}
@@ -369,14 +403,16 @@ func (e *entry) patience(now time.Time) time.Duration {
 // for, within patience.
 func (e *entry) backoff(err error, now time.Time) time.Duration {
 	limit := min(maxBackoff, e.patience(now)/4)
-	if e.urgency(now) == firstStaple {
+	if e.held == nil || !now.Before(e.held.end) {
 		if limit = maxBackoff; e.failures < fewRetries {
 			limit = maxUnstapled
 		}
 	}
 	pause := backoff(e.failures, limit)
+	e.asked = false
 	if asked := retryAfter(err); asked > pause {
 		pause = min(asked+jitter(asked/10), e.patience(now))
+		e.asked = true
 	}
 	return max(pause, minPause)
 }
@@ -405,7 +441,9 @@ func (g *engine) hostFailed(h *host, err error, now time.Time) {
 	if h.name == "" || !hostTrouble(err) {
 		return
 	}
-	h.failures++
+	if h.failures++; h.failures == 1 {
+		h.since = now
+	}
 	pause := max(backoff(h.failures, maxHostPause), min(retryAfter(err), maxBackoff))
 	if until := now.Add(pause); until.After(h.until) {
 		h.until = until

