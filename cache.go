@@ -3,6 +3,7 @@ package staple
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -107,6 +108,8 @@ const (
 // the first Put, for its owner alone, as are the files. A file is replaced as a
 // whole and synced to disk, so that neither a crash nor another process, of
 // which several may share the directory, leaves half of one.
+//
+// It is a [Locker], too, so that of several processes one fetches a response.
 //
 // Now and then Put removes files of its own making whose response ended more than
 // a week ago, and what a crash has left.
@@ -218,6 +221,50 @@ func (d DirCache) Delete(ctx context.Context, key string) error {
 		return err
 	}
 	return nil
+}
+
+// TryLock implements [Locker] for processes that share the directory. The lock is a
+// file, which names its holder. One that is older than ttl was left by a process
+// that crashed, and is taken over; the clocks of the processes must agree on that.
+func (d DirCache) TryLock(ctx context.Context, key string, ttl time.Duration) (unlock func(), ok bool, err error) {
+	if _, err = d.path(key); err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		err = os.MkdirAll(string(d), 0o700)
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	name := filepath.Join(string(d), tempPrefix+"lock-"+key)
+	if info, err := os.Lstat(name); err == nil && time.Since(info.ModTime()).Abs() > ttl {
+		// Renamed, rather than removed, so that of several who see this one succeeds.
+		aside := filepath.Join(string(d), tempPrefix+rand.Text())
+		if os.Rename(name, aside) == nil {
+			os.Remove(aside)
+		}
+	}
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	holder := rand.Text()
+	_, err = f.WriteString(holder)
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err != nil {
+		os.Remove(name)
+		return nil, false, err
+	}
+	return func() {
+		if data, err := readRegular(name); err == nil && string(data) == holder {
+			os.Remove(name)
+		}
+	}, true, nil
 }
 
 // swept tells when this process last swept which directory.

@@ -70,12 +70,6 @@ func (t *callbackTable) init() {
 	t.byHash = make(map[[sha256.Size]byte]*list.Element)
 }
 
-func (t *callbackTable) len() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.recent.Len()
-}
-
 // recognize returns what is known of a certificate that o's callback returned, and
 // makes it known if it is new and there is room. It returns nil if there is not.
 func (g *engine) recognize(cert *tls.Certificate, o *owner) *sighting {

@@ -166,8 +166,7 @@ func (r *response) newer(old *response) bool {
 }
 
 // register makes c, which came with the staple carried, one of the engine's
-// handles. It reports whether the engine is
-// open. Rounds begin with launch.
+// handles. It reports whether the engine is open. Rounds begin with launch.
 func (g *engine) register(c *Certificate, carried []byte, added bool) bool {
 	leaf := c.plain.Leaf
 	key := sha256.Sum256(leaf.Raw)

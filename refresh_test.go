@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -591,4 +592,322 @@ type countingVerifier struct{ calls *atomic.Int32 }
 func (v countingVerifier) Verify(der []byte, leaf, issuer *x509.Certificate, now time.Time) (*ocsp.Response, time.Time, error) {
 	v.calls.Add(1)
 	return new(ResponseVerifier).Verify(der, leaf, issuer, now)
+}
+
+func TestAResponseWithoutThisUpdateIsRefreshedAtHalfOfWhatIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		c := w.add(w.stapler(func(s *Stapler) { s.Verifier = tersestVerifier{} }), w.leaf())
+		pause := time.Until(c.Status().NextRefresh)
+		require.GreaterOrEqual(t, pause, 27*time.Minute)
+		require.LessOrEqual(t, pause, 33*time.Minute)
+	})
+}
+
+// A tersestVerifier says no more than it must.
+type tersestVerifier struct{}
+
+func (tersestVerifier) Verify(_ []byte, _, _ *x509.Certificate, now time.Time) (*ocsp.Response, time.Time, error) {
+	return &ocsp.Response{Status: ocsp.Good}, now.Add(time.Hour), nil
+}
+
+func TestAfterTheEndOlderResponsesDoNotLeadToARush(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.responder.Set(nil, stapletest.Answer{Validity: time.Hour})
+		cert := w.leaf()
+		w.add(w.stapler(), cert)
+		old := stapletest.NewResponse(w.ca, cert.Leaf)
+		old.Singles[0].ThisUpdate = time.Now().Add(-time.Hour)
+		old.Singles[0].NextUpdate = time.Now().Add(30 * day)
+		w.responder.Set(nil, stapletest.Answer{Replay: old.DER()})
+		time.Sleep(2 * time.Hour)
+		n := len(w.responder.Requests(nil))
+		time.Sleep(time.Hour)
+		n = len(w.responder.Requests(nil)) - n
+		require.NotZero(t, n)
+		require.Less(t, n, 100)
+	})
+}
+
+func TestRetryAfterIsHonoredWhileOthersOfTheHostSucceed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		s := w.stapler()
+		other := w.add(s, w.leaf())
+		busy := w.leaf()
+		w.responder.Set(busy.Leaf, stapletest.Answer{HTTPStatus: 429, Header: http.Header{"Retry-After": {"1800"}}})
+		_, err := s.Add(busy)
+		require.NoError(t, err)
+		for range 12 * 12 {
+			time.Sleep(5 * time.Minute)
+			require.NoError(t, other.Refresh(t.Context()))
+		}
+		synctest.Wait()
+		failed := count(w.log.kinds(), Failed)
+		require.LessOrEqual(t, failed, 25)
+		require.GreaterOrEqual(t, failed, 12)
+	})
+}
+
+// A noIssuerFetcher cannot get at issuers for the time being.
+type noIssuerFetcher struct{ Fetcher }
+
+func (noIssuerFetcher) FetchIssuer(context.Context, *x509.Certificate) ([]*x509.Certificate, error) {
+	return nil, &HTTPError{URL: "http://ca.example/issuer.der", StatusCode: 503, RetryAfter: time.Hour}
+}
+
+func TestTroubleWithAnIssuerDoesNotMakeTheResponderPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		s := w.stapler(func(s *Stapler) { s.Fetcher = noIssuerFetcher{s.Fetcher} })
+		_, err := s.Add(w.leaf(func(o *stapletest.LeafOptions) { o.OmitIssuer = true }))
+		require.NoError(t, err)
+		time.Sleep(time.Second)
+		start := time.Now()
+		w.add(s, w.leaf())
+		require.Less(t, time.Since(start), 10*time.Second)
+	})
+}
+
+func TestAPauseIsNotCutShortByAddingAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.responder.Set(nil, stapletest.Answer{HTTPStatus: 503, Header: http.Header{"Retry-After": {"3600"}}})
+		s := w.stapler()
+		cert := w.leaf()
+		for range 10 {
+			c, err := s.Add(cert)
+			require.NoError(t, err)
+			time.Sleep(time.Second)
+			c.Remove()
+		}
+		require.LessOrEqual(t, len(w.responder.Requests(nil)), 3)
+	})
+}
+
+func TestCertificatesThatLeaveDoNotPileUpBehindAPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.responder.Set(nil, stapletest.Answer{HTTPStatus: 503, Header: http.Header{"Retry-After": {"3600"}}})
+		s := w.stapler()
+		_, err := s.Add(w.leaf())
+		require.NoError(t, err)
+		time.Sleep(time.Second)
+		other := w.leaf()
+		for range 1000 {
+			c, err := s.Add(other)
+			require.NoError(t, err)
+			time.Sleep(time.Millisecond)
+			c.Remove()
+		}
+		g := s.engine
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		waiting := 0
+		for _, h := range g.hosts {
+			for _, queue := range h.ready {
+				waiting += len(queue)
+			}
+		}
+		require.LessOrEqual(t, waiting, 10)
+	})
+}
+
+func TestAfterAnOutageAllWorkersCatchUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.responder.Set(nil, stapletest.Answer{HTTPStatus: 503})
+		s := w.stapler()
+		key := w.leaf().PrivateKey
+		for i := range 200 {
+			_, err := s.Add(w.leaf(names(fmt.Sprint(i, ".example.com")), sameKey(key)))
+			require.NoError(t, err)
+		}
+		time.Sleep(20 * time.Minute)
+		w.responder.Set(nil, stapletest.Answer{Delay: time.Second})
+		n := len(w.responder.Requests(nil))
+		for len(w.responder.Requests(nil)) == n {
+			time.Sleep(100 * time.Millisecond)
+		}
+		start := time.Now()
+		for c := range s.Certificates() {
+			require.NoError(t, c.Wait(t.Context()))
+		}
+		require.Less(t, time.Since(start), 45*time.Second) // 200 at 16 workers and 1 s, from within hostSpread: 12.5 to 42.5 s
+	})
+}
+
+func TestHostsThatNeverAnswerDoNotStarveACertificateThatHasAStaple(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		s := w.stapler(func(s *Stapler) { s.Concurrency = 1 })
+		w.responder.Set(nil, stapletest.Answer{Validity: 3 * time.Hour})
+		good := w.leaf()
+		c := w.add(s, good)
+		for i := range 60 {
+			dead := w.leaf(sameKey(good.PrivateKey), func(o *stapletest.LeafOptions) {
+				o.Responders = []string{fmt.Sprint("http://dead", i, ".example")}
+			})
+			w.responder.Set(dead.Leaf, stapletest.Answer{Hang: true})
+			_, err := s.Add(dead)
+			require.NoError(t, err)
+		}
+		for range 5 * 6 {
+			time.Sleep(10 * time.Minute)
+			require.NotEmpty(t, c.TLS().OCSPStaple)
+		}
+		synctest.Wait()
+		require.NotContains(t, w.log.kinds(), Expiring)
+	})
+}
+
+func TestRefreshIsQuickAlsoWhileTheCacheStoresAndTheHostPauses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		s := w.stapler(func(s *Stapler) { s.Cache = slowFullCache{} })
+		c := w.add(s, w.leaf())
+		time.Sleep(time.Minute)
+		w.responder.Set(nil, stapletest.Answer{HTTPStatus: 503, Header: http.Header{"Retry-After": {"3600"}}})
+		require.Error(t, c.Refresh(soon(t)))
+		w.responder.Reset(nil)
+		time.Sleep(time.Second)
+		start := time.Now()
+		require.NoError(t, c.Refresh(t.Context()))
+		require.Less(t, time.Since(start), time.Minute)
+	})
+}
+
+// A slowFullCache takes its time to find that it has no room.
+type slowFullCache struct{ brokenCache }
+
+func (slowFullCache) Get(context.Context, string) ([]byte, error) { return nil, ErrCacheMiss }
+func (slowFullCache) Put(context.Context, string, []byte) error {
+	time.Sleep(2 * time.Second)
+	return errBroken
+}
+
+func longLived(o *stapletest.LeafOptions) {
+	o.NotBefore, o.NotAfter = time.Now().Add(-1000*day), time.Now().Add(1000*day)
+}
+
+func TestAClockSetBackDuringARoundThatBringsAnOlderResponse(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		t.Run(fmt.Sprint("offered again after it: ", again), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				set := setClock(t)
+				w := newWorld(t)
+				cert := w.leaf(longLived)
+				old := w.responder.Response(cert.Leaf)
+				time.Sleep(6 * time.Hour)
+				newest := w.responder.Response(cert.Leaf)
+				var rounds atomic.Int32
+				s := w.stapler(func(s *Stapler) {
+					s.Fetcher = FetcherFunc(func(ctx context.Context, req *Request) ([]byte, error) {
+						if rounds.Add(1) == 1 {
+							return newest, nil
+						}
+						err := req.Accept(old)
+						time.Sleep(10 * time.Second)
+						if again {
+							_ = req.Accept(old)
+						}
+						time.Sleep(10 * time.Second)
+						return nil, errors.Join(err, context.DeadlineExceeded)
+					})
+				})
+				c := w.add(s, cert)
+				time.Sleep(55 * time.Second)
+				go c.Refresh(t.Context())
+				time.Sleep(time.Second)
+				set(-5 * time.Hour) // newest is of the future then
+				time.Sleep(2 * time.Minute)
+				synctest.Wait()
+				require.Equal(t, old, c.TLS().OCSPStaple)
+			})
+		})
+	}
+}
+
+func TestAClockSetBackUnderAStapleThatHasNoResponder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := setClock(t)
+		w := newWorld(t)
+		cert := w.leaf(longLived, func(o *stapletest.LeafOptions) { o.Responders = nil })
+		w.responder.Set(nil, stapletest.Answer{Validity: day})
+		cert.OCSPStaple = w.responder.Response(cert.Leaf)
+		c := w.add(w.stapler(), cert)
+		require.ErrorIs(t, c.Refresh(soon(t)), ErrNoResponder)
+		requireStaple(t, c, ocsp.Good)
+		set(-2 * time.Hour)
+		time.Sleep(time.Minute)
+		requireNoStaple(t, c)
+		set(0)
+		time.Sleep(2 * day)
+		synctest.Wait()
+		requireNoStaple(t, c)
+		require.ErrorIs(t, c.Status().Err, ErrNoResponder)
+		require.Empty(t, w.responder.Requests(nil))
+	})
+}
+
+func TestAClockThatWasBeyondTheEndOfTheCertificate(t *testing.T) {
+	for _, name := range []string{"from the start", "later"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				set := setClock(t)
+				w := newWorld(t)
+				s := w.stapler()
+				cert := w.leaf(longLived)
+				if name == "later" {
+					w.add(s, cert)
+				}
+				set(2000 * day)
+				c, err := s.Add(cert)
+				require.NoError(t, err)
+				time.Sleep(time.Minute)
+				require.Empty(t, c.TLS().OCSPStaple)
+				set(0)
+				time.Sleep(time.Minute)
+				requireStaple(t, c, ocsp.Good)
+				time.Sleep(30 * day)
+				synctest.Wait()
+				requireStaple(t, c, ocsp.Good)
+			})
+		})
+	}
+}
+
+func TestAStapleThatEndedWhileTheMachineSleptIsReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := setClock(t)
+		w := newWorld(t)
+		c := w.add(w.stapler(), w.leaf(longLived))
+		w.responder.Set(nil, stapletest.Answer{HTTPStatus: 500})
+		set(8 * day)
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		requireNoStaple(t, c)
+		require.Equal(t, 1, count(w.log.kinds(), Expired))
+	})
+}
+
+func TestAStepOfTheClockDoesNotBringTheNextRequestsForward(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := setClock(t)
+		w := newWorld(t)
+		w.responder.Set(nil, stapletest.Answer{Period: 5 * day})
+		s := w.stapler()
+		key := w.leaf().PrivateKey
+		for i := range 100 {
+			_, err := s.Add(w.leaf(longLived, names(fmt.Sprint(i, ".example.com")), sameKey(key)))
+			require.NoError(t, err)
+		}
+		time.Sleep(4*day + 6*time.Hour) // they have been asked about in vain, and are to be again
+		n := len(w.responder.Requests(nil))
+		require.Greater(t, n, 100)
+		set(6 * time.Second)
+		time.Sleep(time.Minute)
+		require.Less(t, len(w.responder.Requests(nil))-n, 10)
+	})
 }

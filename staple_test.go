@@ -1,16 +1,21 @@
 package staple
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -871,4 +876,279 @@ func TestRequireStapleRefusesMustStapleHandshakesOnly(t *testing.T) {
 		_, err = must.GetCertificate(nil)
 		require.NoError(t, err)
 	})
+}
+
+// A hello without any extension comes from crypto/tls with Extensions nil, as does
+// one that was made by hand; only the latter may be of a client that wants a staple.
+func TestRequireStapleIsNotForClientsThatAskForNone(t *testing.T) {
+	w := newWorld(t)
+	w.responder.Set(nil, stapletest.Answer{Error: ocsp.TryLater})
+	s := w.stapler(func(s *Stapler) { s.RequireStaple = true })
+	must, err := s.Add(w.leaf(mustStapleLeaf, func(o *stapletest.LeafOptions) { o.KeyType = stapletest.RSA2048 }))
+	require.NoError(t, err)
+	require.NoError(t, s.Wait(soon(t)))
+	config := &tls.Config{
+		GetCertificate: must.GetCertificate,
+		CipherSuites:   []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256}, // needs no extension
+	}
+	const handshake, alert = 22, 21
+	for _, tt := range []struct {
+		name       string
+		extensions []byte
+		want       byte // the type of the server's first record
+	}{
+		{"no extensions at all", nil, handshake},
+		{"no extension in the list", []byte{0, 0}, handshake},
+		{"extended_master_secret alone", []byte{0, 4, 0, 23, 0, 0}, handshake},
+		{"status_request", []byte{0, 9, 0, 5, 0, 5, 1, 0, 0, 0, 0}, alert},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			client, server := net.Pipe()
+			defer client.Close()
+			defer server.Close()
+			go tls.Server(server, config).HandshakeContext(t.Context())
+			hello := slices.Concat([]byte{3, 3}, make([]byte, 32), []byte{0, 0, 2, 0, 0x9c, 1, 0}, tt.extensions)
+			hello = slices.Concat([]byte{1, 0, 0, byte(len(hello))}, hello)
+			_, err := client.Write(slices.Concat([]byte{handshake, 3, 1, 0, byte(len(hello))}, hello))
+			require.NoError(t, err)
+			var first [1]byte
+			_, err = io.ReadFull(client, first[:])
+			require.NoError(t, err)
+			require.Equal(t, tt.want, first[0])
+		})
+	}
+	conn, other := net.Pipe()
+	defer conn.Close()
+	defer other.Close()
+	_, err = must.GetCertificate(&tls.ClientHelloInfo{Conn: conn})
+	require.NoError(t, err)
+	_, err = must.GetCertificate(&tls.ClientHelloInfo{Conn: conn, Extensions: []uint16{0, 5}})
+	require.ErrorContains(t, err, "Must-Staple")
+	_, err = must.GetCertificate(&tls.ClientHelloInfo{})
+	require.ErrorContains(t, err, "Must-Staple")
+}
+
+func TestAVerifierThatReturnsNothingIsAFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		s := w.stapler(func(s *Stapler) { s.Verifier = silentVerifier{} })
+		c, err := s.Add(w.leaf())
+		require.NoError(t, err)
+		require.NoError(t, s.Wait(soon(t)))
+		require.ErrorContains(t, c.Status().Err, "neither a response nor an error")
+		requireNoStaple(t, c)
+	})
+}
+
+type silentVerifier struct{}
+
+func (silentVerifier) Verify([]byte, *x509.Certificate, *x509.Certificate, time.Time) (*ocsp.Response, time.Time, error) {
+	return nil, time.Now().Add(time.Hour), nil
+}
+
+func TestAnIssuerThatASecondAddBringsIsUsedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		full := w.leaf()
+		bare := full
+		bare.Certificate = full.Certificate[:1]
+		s := w.stapler(func(s *Stapler) { s.Fetcher = noIssuerFetcher{s.Fetcher} })
+		first, err := s.Add(bare)
+		require.NoError(t, err)
+		time.Sleep(time.Minute)
+		require.ErrorIs(t, first.Status().Err, ErrNoIssuer)
+		start := time.Now()
+		requireStaple(t, w.add(s, full), ocsp.Good)
+		require.Less(t, time.Since(start), 10*time.Second)
+		requireStaple2(t, w, first)
+	})
+}
+
+func TestForgedStaplesThatCameWithCertificatesAreNotServedWhileTheCacheHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.responder.Set(nil, stapletest.Answer{Hang: true})
+		key := w.leaf().PrivateKey
+		forger := stapletest.NewCA(stapletest.CAOptions{}).Signer()
+		var certs []tls.Certificate
+		for i := range 60 { // more than are looked at in parallel
+			cert := w.leaf(names(fmt.Sprint(i, ".example.com")), sameKey(key))
+			r := stapletest.NewResponse(w.ca, cert.Leaf)
+			r.Signer = forger
+			cert.OCSPStaple = r.DER()
+			certs = append(certs, cert)
+		}
+		s := w.stapler(func(s *Stapler) { s.Cache, s.Concurrency = hangingCache{}, 1 })
+		config := s.TLSConfig(&tls.Config{Certificates: certs})
+		for range 2 {
+			require.Len(t, slices.Collect(s.Certificates()), len(certs))
+			for c := range s.Certificates() {
+				require.Empty(t, c.TLS().OCSPStaple)
+			}
+			time.Sleep(5 * time.Minute)
+		}
+		runtime.KeepAlive(config)
+	})
+}
+
+// A hangingCache answers nothing.
+type hangingCache struct{ brokenCache }
+
+func (hangingCache) Get(ctx context.Context, key string) ([]byte, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func TestARevocationThatCameWithTheCertificateIsStored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		cert := w.leaf()
+		w.responder.Set(nil, stapletest.Answer{Status: ocsp.Revoked})
+		cert.OCSPStaple = w.responder.Response(cert.Leaf)
+		cache := NewMemoryCache()
+		s := w.stapler(func(s *Stapler) { s.Cache = cache })
+		c, err := s.Add(cert)
+		require.NoError(t, err)
+		require.ErrorIs(t, c.Wait(soon(t)), ErrRevoked)
+		time.Sleep(time.Hour)
+		require.NoError(t, s.Close())
+		require.Empty(t, w.responder.Requests(nil))
+		stored, err := cache.Get(t.Context(), cacheKeyOf(cert.Leaf))
+		require.NoError(t, err)
+		require.Equal(t, cert.OCSPStaple, stored)
+	})
+}
+
+func TestACacheThatIsMerelySlowIsNotReported(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		use  func(t *testing.T, w *world, s *Stapler)
+	}{
+		{"while TLSConfig waits for it", func(t *testing.T, w *world, s *Stapler) {
+			key := w.leaf().PrivateKey
+			var certs []tls.Certificate
+			for i := range 60 { // more than it looks up in a second
+				certs = append(certs, w.leaf(names(fmt.Sprint(i, ".example.com")), sameKey(key)))
+			}
+			config := s.TLSConfig(&tls.Config{Certificates: certs})
+			require.NoError(t, s.Wait(t.Context()))
+			runtime.KeepAlive(config)
+		}},
+		{"while a certificate is removed", func(t *testing.T, w *world, s *Stapler) {
+			c := w.add(s, w.leaf())
+			go c.Refresh(t.Context())
+			time.Sleep(100 * time.Millisecond)
+			c.Remove()
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				var mu sync.Mutex
+				var lines bytes.Buffer
+				s := w.stapler(func(s *Stapler) {
+					s.Cache = new(slowGet)
+					s.Logger = slog.New(slog.NewTextHandler(lockedWriter{&mu, &lines}, &slog.HandlerOptions{Level: slog.LevelWarn}))
+				})
+				tt.use(t, w, s)
+				time.Sleep(time.Minute)
+				mu.Lock()
+				defer mu.Unlock()
+				require.Empty(t, lines.String())
+			})
+		})
+	}
+}
+
+type lockedWriter struct {
+	mu *sync.Mutex
+	b  *bytes.Buffer
+}
+
+func (w lockedWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.b.Write(p)
+}
+
+// A slowGet takes its time to read, unless ctx ends.
+type slowGet struct{ MemoryCache }
+
+func (c *slowGet) Get(ctx context.Context, key string) ([]byte, error) {
+	select {
+	case <-time.After(300 * time.Millisecond):
+		return c.MemoryCache.Get(ctx, key)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func TestNothingHappensAfterClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		cert := w.leaf()
+		s := w.stapler()
+		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			c := cert
+			return &c, nil
+		}})
+		_, err := config.GetCertificate(&tls.ClientHelloInfo{})
+		require.NoError(t, err)
+		require.NoError(t, s.Wait(soon(t)))
+		known := slices.Collect(s.Certificates())
+		require.Len(t, known, 1)
+		require.NoError(t, s.Close())
+		w.log.clear()
+		n := len(w.responder.Requests(nil))
+		time.Sleep(time.Hour)
+		cert.OCSPStaple = w.responder.Response(cert.Leaf) // newer
+		_, err = config.GetCertificate(&tls.ClientHelloInfo{})
+		require.NoError(t, err)
+		time.Sleep(30 * day)
+		require.Empty(t, w.log.kinds())
+		require.Zero(t, known[0].Status().NextRefresh)
+		require.Len(t, w.responder.Requests(nil), n)
+	})
+}
+
+func TestAnEventCarriesTheStatusJustAfterIt(t *testing.T) {
+	for _, life := range []time.Duration{2 * day, 30 * day} { // before, and after the next refresh
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			c := w.add(w.stapler(), w.leaf(func(o *stapletest.LeafOptions) { o.NotAfter = time.Now().Add(life) }))
+			synctest.Wait()
+			require.Equal(t, c.Status(), w.log.last().Status)
+		})
+	}
+}
+
+func TestALoggerMayAskForTheStatus(t *testing.T) {
+	w := newWorld(t)
+	handler := &nosyHandler{Handler: slog.DiscardHandler}
+	s := w.stapler(func(s *Stapler) { s.Logger = slog.New(handler) })
+	c := w.add(s, w.leaf())
+	handler.about.Store(c)
+	done := make(chan error, 1)
+	go func() { done <- c.Refresh(t.Context()) }()
+	select {
+	case err := <-done:
+		require.NoError(t, err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("the engine calls the logger with its lock held")
+	}
+	require.Eventually(t, handler.asked.Load, 10*time.Second, time.Millisecond)
+}
+
+type nosyHandler struct {
+	slog.Handler
+	about atomic.Pointer[Certificate]
+	asked atomic.Bool
+}
+
+func (h *nosyHandler) Enabled(context.Context, slog.Level) bool {
+	if c := h.about.Load(); c != nil {
+		c.Status()
+		h.asked.Store(true)
+	}
+	return true
 }

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -546,4 +547,245 @@ func writePair(t *testing.T, cert tls.Certificate) (certFile, keyFile string) {
 	require.NoError(t, os.WriteFile(certFile, chain, 0o600))
 	require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600))
 	return certFile, keyFile
+}
+
+func TestTLSConfigTwiceWaitsAndCountsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.responder.Set(nil, stapletest.Answer{Hang: true})
+		s := w.stapler()
+		config := s.TLSConfig(s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{w.leaf(mustStapleLeaf)}}))
+		start := time.Now()
+		_, err := config.GetCertificate(&tls.ClientHelloInfo{ServerName: "www.example.com"})
+		require.NoError(t, err)
+		require.Equal(t, 5*time.Second, time.Since(start))
+		for c := range s.Certificates() {
+			require.EqualValues(t, 1, c.Status().Unstapled)
+		}
+
+		w.responder.Set(nil, stapletest.Answer{Error: ocsp.TryLater})
+		c, err := s.Add(w.leaf())
+		require.NoError(t, err)
+		config = s.TLSConfig(&tls.Config{GetCertificate: c.GetCertificate})
+		for range 10 {
+			_, err := config.GetCertificate(&tls.ClientHelloInfo{ServerName: "www.example.com"})
+			require.NoError(t, err)
+		}
+		require.EqualValues(t, 10, c.Status().Unstapled)
+	})
+}
+
+func TestTLSConfigOfEmptyCertificatesServesWhatWasAdded(t *testing.T) {
+	w := newWorld(t)
+	s := w.stapler()
+	c := w.add(s, w.leaf())
+	config := s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{}})
+	got, err := config.GetCertificate(&tls.ClientHelloInfo{})
+	require.NoError(t, err)
+	require.Same(t, c.TLS(), got)
+}
+
+func TestAnIssuerThatACallbackBringsLaterIsUsed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		full := w.leaf()
+		bare := full
+		bare.Certificate = [][]byte{slices.Clone(full.Certificate[0])}
+		current := &bare
+		s := w.stapler()
+		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return current, nil }})
+		handshake := func() []byte {
+			got, err := config.GetCertificate(&tls.ClientHelloInfo{})
+			require.NoError(t, err)
+			return got.OCSPStaple
+		}
+		require.Empty(t, handshake())
+		time.Sleep(time.Minute)
+		require.Empty(t, handshake())
+		current = &full
+		handshake()
+		time.Sleep(time.Minute)
+		require.NotEmpty(t, handshake())
+		require.Len(t, slices.Collect(s.Certificates()), 1)
+	})
+}
+
+func TestACallbackCertificateWhoseResponseIsCachedNeedNotWaitForTheHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		cache := NewMemoryCache()
+		w.responder.Set(nil, stapletest.Answer{HTTPStatus: 503, Header: http.Header{"Retry-After": {"3600"}}})
+		s := w.stapler(func(s *Stapler) { s.Cache = cache })
+		_, err := s.Add(w.leaf())
+		require.NoError(t, err)
+		time.Sleep(time.Second)
+		n := len(w.responder.Requests(nil))
+
+		cert := w.leaf()
+		require.NoError(t, cache.Put(t.Context(), cacheKeyOf(cert.Leaf), w.responderOf(cert.Leaf))) // as another process
+		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }})
+		_, err = config.GetCertificate(&tls.ClientHelloInfo{})
+		require.NoError(t, err)
+		time.Sleep(time.Second)
+		got, err := config.GetCertificate(&tls.ClientHelloInfo{})
+		require.NoError(t, err)
+		require.NotEmpty(t, got.OCSPStaple)
+		require.Len(t, w.responder.Requests(nil), n)
+	})
+}
+
+func TestAnExpiredCallbackCertificateIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		cert := w.leaf(func(o *stapletest.LeafOptions) { o.NotAfter = time.Now().Add(-time.Hour) })
+		s := w.stapler()
+		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }})
+		_, err := config.GetCertificate(&tls.ClientHelloInfo{})
+		require.NoError(t, err)
+		time.Sleep(23 * time.Hour)
+		require.Len(t, slices.Collect(s.Certificates()), 1)
+		time.Sleep(2 * time.Hour)
+		require.Empty(t, slices.Collect(s.Certificates()))
+	})
+}
+
+func TestAHundredNewCallbackCertificatesAreTakenInAnySecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		key := w.leaf().PrivateKey
+		s := w.stapler()
+		var next tls.Certificate
+		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &next, nil }})
+		start := time.Now()
+		for _, step := range []struct {
+			at   time.Duration
+			want int
+		}{
+			{500 * time.Millisecond, 60},
+			{1200 * time.Millisecond, 100},
+			{1499 * time.Millisecond, 100},
+			{1500 * time.Millisecond, 160}, // the first 60 are a second ago
+			{2199 * time.Millisecond, 160},
+			{2200 * time.Millisecond, 200},
+		} {
+			time.Sleep(step.at - time.Since(start))
+			for i := range 60 {
+				next = w.leaf(names(strconv.Itoa(i)+"."+step.at.String()+".example.com"), sameKey(key))
+				_, err := config.GetCertificate(&tls.ClientHelloInfo{})
+				require.NoError(t, err)
+			}
+			require.Len(t, slices.Collect(s.Certificates()), step.want, step.at)
+		}
+	})
+}
+
+func TestCloseDuringHandshakesThatBringStaples(t *testing.T) {
+	w := newWorld(t)
+	cert := w.leaf()
+	var staples [][]byte // each newer than the one before
+	for i := range 11 {
+		r := stapletest.NewResponse(w.ca, cert.Leaf)
+		r.Singles[0].ThisUpdate = r.Singles[0].ThisUpdate.Add(time.Duration(i-11) * time.Second)
+		staples = append(staples, r.DER())
+	}
+	for range 100 {
+		var n atomic.Int32
+		s := w.stapler()
+		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			c := cert
+			c.OCSPStaple = staples[n.Add(1)-1]
+			return &c, nil
+		}})
+		handshake := func() {
+			_, err := config.GetCertificate(&tls.ClientHelloInfo{})
+			require.NoError(t, err)
+		}
+		handshake()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for range 10 {
+				handshake()
+			}
+		})
+		require.NoError(t, s.Close())
+		told := len(w.log.kinds())
+		wg.Wait()
+		require.Len(t, w.log.kinds(), told, "an event after Close")
+	}
+}
+
+func TestEverythingAtOnce(t *testing.T) {
+	w := newWorld(t)
+	s := w.stapler(func(s *Stapler) {
+		s.Cache = NewMemoryCache()
+		s.OnEvent = func(e Event) {
+			e.Certificate.Status()
+			_ = slices.Collect(s.Certificates())
+			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+			defer cancel()
+			_ = e.Certificate.Refresh(ctx)
+		}
+	})
+	key := w.leaf().PrivateKey
+	var certs []tls.Certificate
+	for i := range 20 {
+		certs = append(certs, w.leaf(names(strconv.Itoa(i)+".example.com"), sameKey(key)))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	var wg sync.WaitGroup
+	for worker := range 6 {
+		wg.Go(func() {
+			n := worker
+			config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+				cert := certs[n%len(certs)]
+				if n%3 == 0 {
+					cert.OCSPStaple = w.responder.Response(cert.Leaf)
+				}
+				return &cert, nil
+			}})
+			for ; ctx.Err() == nil; n++ {
+				got, err := config.GetCertificate(&tls.ClientHelloInfo{})
+				require.NoError(t, err)
+				require.Equal(t, certs[n%len(certs)].Certificate, got.Certificate)
+				switch n % 7 {
+				case 0:
+					c, err := s.Add(certs[n%len(certs)])
+					require.NoError(t, err)
+					c.Status()
+					c.Remove()
+				case 1:
+					_, err := s.TLSConfig(&tls.Config{Certificates: certs[:3]}).GetCertificate(&tls.ClientHelloInfo{ServerName: "1.example.com"})
+					require.NoError(t, err)
+				case 2:
+					for c := range s.Certificates() {
+						if n%5 == 0 {
+							c.Remove()
+						}
+					}
+				case 3:
+					ctx, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
+					_ = s.Wait(ctx)
+					cancel()
+				case 4:
+					if n%50 == 0 {
+						runtime.GC()
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.NoError(t, s.Wait(soon(t)))
+	g := s.engine
+	g.mu.Lock()
+	for i, e := range g.later {
+		require.Equal(t, i, e.index)
+		require.False(t, i > 0 && e.wake().Before(g.later[(i-1)/2].wake()), "the heap is out of order")
+	}
+	for _, e := range g.entries {
+		require.True(t, e.busy || e.queued || !e.due.IsZero(), "nobody looks after a certificate: %v", e.err)
+	}
+	g.mu.Unlock()
+	require.NoError(t, s.Close())
 }

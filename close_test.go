@@ -1,0 +1,77 @@
+package staple
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-staple/staple/stapletest"
+	"github.com/stretchr/testify/require"
+)
+
+// TestNoGoroutineSurvivesClose closes a Stapler that is busy in every way there is,
+// on real sockets: waiting for responders that answer, hang and refuse connections,
+// for an issuer, for the disk, and with events to tell.
+func TestNoGoroutineSurvivesClose(t *testing.T) {
+	stacks := func() string {
+		buf := make([]byte, 1<<20)
+		return string(buf[:runtime.Stack(buf, true)])
+	}
+	w := newWorld(t)
+	server := httptest.NewServer(w.responder)
+	defer server.Close()
+	defer server.CloseClientConnections()
+	refused := httptest.NewServer(http.NotFoundHandler())
+	refused.Close()
+	before := runtime.NumGoroutine()
+	for round := range 3 {
+		s := &Stapler{
+			Cache:   DirCache(t.TempDir()),
+			Logger:  w.stapler().Logger,
+			OnEvent: func(e Event) { time.Sleep(time.Millisecond) },
+		}
+		var certs []tls.Certificate
+		for i := range 60 {
+			url := []string{server.URL, refused.URL, server.URL + "/hang"}[i%3]
+			cert := w.leaf(names(fmt.Sprint(i, ".example.com")), sameKey(w.ca.Key), func(o *stapletest.LeafOptions) {
+				o.Responders, o.MustStaple = []string{url}, i%2 == 0
+				o.OmitIssuer, o.IssuerURLs = i%10 == 9, []string{server.URL + "/issuer"}
+			})
+			if i%3 == 2 {
+				w.responder.Set(cert.Leaf, stapletest.Answer{Hang: true})
+			}
+			certs = append(certs, cert)
+		}
+		config := s.TLSConfig(&tls.Config{Certificates: certs[:30], GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return &certs[len(hello.ServerName)%60], nil
+		}})
+		for _, cert := range certs[30:] {
+			c, err := s.Add(cert)
+			require.NoError(t, err)
+			go c.Refresh(t.Context())
+		}
+		for i := range 40 {
+			go config.GetCertificate(&tls.ClientHelloInfo{ServerName: strings.Repeat("x", i)})
+		}
+		time.Sleep(time.Duration(round) * 20 * time.Millisecond)
+		start := time.Now()
+		require.NoError(t, s.Close())
+		require.Less(t, time.Since(start), storeTimeout)
+		require.Eventually(t, func() bool { // what runs after the last wg.Done is not over at once
+			return !strings.Contains(stacks(), "staple.(*engine).")
+		}, time.Second, time.Millisecond)
+	}
+	server.CloseClientConnections()
+	for range 500 { // not with require.Eventually, which has goroutines of its own
+		if runtime.NumGoroutine() <= before {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	require.LessOrEqual(t, runtime.NumGoroutine(), before, "%s", stacks())
+}
