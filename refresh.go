@@ -161,7 +161,7 @@ func (g *engine) fetch(ctx context.Context, e *entry, issuer *x509.Certificate) 
 	switch {
 	case a.taken != nil && a.taken != a.held:
 		o.response = a.taken
-	case a.taken != nil, a.older > 0 && a.refused == 0 && wall().Before(a.held.end):
+	case a.taken != nil, a.older > 0 && a.refused == 0 && a.held != nil && wall().Before(a.held.end):
 		// Nothing newer is to be had, which is not a failure.
 	case errors.Is(err, ErrNoResponder):
 		o.err, o.final = err, true

@@ -267,8 +267,8 @@ func (g *engine) tick() {
 func (g *engine) comeDue(e *entry, now time.Time) {
 	pause := e.host.until.Sub(now)
 	// Before it waits for its host, it looks once whether another process was luckier.
-	e.peek = pause > 0 && g.cache != nil && !e.peek
-	e.urgent = e.peek || pause > e.patience(now)
+	e.peek = pause > 0 && g.cache != nil && !e.peek && !e.forced
+	e.urgent = e.peek || e.forced || pause > e.patience(now)
 	g.enqueue(e, e.urgency(now))
 }
 
