@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"crypto"
+	"crypto/fips140"
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
@@ -367,7 +368,7 @@ type inquiry struct {
 func (q *inquiry) ask(ctx context.Context, hash crypto.Hash, get bool) ([]byte, *HTTPError) {
 	// The name is the leaf's: RFC 6960, section 4.1.1.
 	issuer := &x509.Certificate{RawSubject: q.req.Leaf.RawIssuer, RawSubjectPublicKeyInfo: q.req.Issuer.RawSubjectPublicKeyInfo}
-	der, err := ocsp.CreateRequest(q.req.Leaf, issuer, &ocsp.RequestOptions{Hash: hash})
+	der, err := createRequest(q.req.Leaf, issuer, hash)
 	if err != nil {
 		q.failed = q.failed.and(&HTTPError{URL: q.name, Err: fmt.Errorf("making a request with a CertID hash of %v: %w", hash, err)})
 		return nil, q.failed
@@ -387,6 +388,12 @@ func (q *inquiry) ask(ctx context.Context, hash crypto.Hash, get bool) ([]byte, 
 		"Content-Type":    {"application/ocsp-request"},
 		"Idempotency-Key": {}, // not sent; net/http may repeat the request where a connection turns out to be closed
 	})
+}
+
+// createRequest makes an OCSP request, in FIPS 140-only mode too: see sumSHA1.
+func createRequest(leaf, issuer *x509.Certificate, hash crypto.Hash) (der []byte, err error) {
+	fips140.WithoutEnforcement(func() { der, err = ocsp.CreateRequest(leaf, issuer, &ocsp.RequestOptions{Hash: hash}) })
+	return der, err
 }
 
 // getURL returns the URL that asks for request with GET, or "" if there is none:

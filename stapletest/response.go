@@ -5,10 +5,10 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
+	"crypto/fips140"
 	_ "crypto/md5"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/sha1"
 	_ "crypto/sha256"
 	_ "crypto/sha512"
 	"crypto/x509"
@@ -154,7 +154,7 @@ func (r *Response) basic(tamper func(string, []byte) []byte) []byte {
 	if r.ByName {
 		responderID = tlv(explicit(1), id.RawSubject)
 	} else {
-		hash := sha1.Sum(publicKey(id))
+		hash := sum(crypto.SHA1, publicKey(id))
 		responderID = tlv(explicit(2), tlv(tagOctetString, hash[:]))
 	}
 	responderID = tamper("responderID", responderID)
@@ -308,10 +308,14 @@ func extensions(exts []pkix.Extension) []byte {
 	return tlv(explicit(1), must(asn1.Marshal(exts)))
 }
 
-func sum(hash crypto.Hash, data []byte) []byte {
-	h := hash.New()
-	h.Write(data)
-	return h.Sum(nil)
+// sum hashes what names a key or a certificate, with SHA-1 in FIPS 140-only mode too.
+func sum(hash crypto.Hash, data []byte) (s []byte) {
+	fips140.WithoutEnforcement(func() {
+		h := hash.New()
+		h.Write(data)
+		s = h.Sum(nil)
+	})
+	return s
 }
 
 // publicKey returns what an issuerKeyHash is over: the subjectPublicKey without its tag, length, and
