@@ -113,13 +113,19 @@ func (g *engine) emit(e *entry, ev Event) {
 		message = "OCSP response unchanged"
 	case Failed:
 		message = "OCSP response not obtained"
-		if e.failures == 1 && e.host.failures <= 1 {
-			level = slog.LevelWarn // the rest of an outage is for those who debug
+		if e.failures == 1 && e.host.mayLog(ev.Kind) {
+			level = slog.LevelWarn
 		}
 	case Expiring:
-		level, message = slog.LevelWarn, "OCSP staple is about to end"
+		message = "OCSP staple is about to end"
+		if e.host.mayLog(ev.Kind) {
+			level = slog.LevelWarn
+		}
 	case Expired:
-		level, message = slog.LevelError, "OCSP staple has ended"
+		message = "OCSP staple has ended"
+		if e.host.mayLog(ev.Kind) {
+			level = slog.LevelError
+		}
 	case Revoked:
 		level, message = slog.LevelError, "certificate is revoked"
 	}
@@ -140,6 +146,18 @@ func (g *engine) emit(e *entry, ev Event) {
 	if g.onEvent != nil {
 		g.tell(func() { g.onEvent(ev) })
 	}
+}
+
+// mayLog reports whether an event may stand in the log for all to see: one of a kind
+// in a minute, since an outage of h befalls all its certificates. The rest is for
+// those who debug, and for OnEvent.
+func (h *host) mayLog(k EventKind) bool {
+	now := time.Now()
+	if h.name != "" && !h.logged[k].IsZero() && now.Sub(h.logged[k]) < time.Minute {
+		return false
+	}
+	h.logged[k] = now
+	return true
 }
 
 // log queues a line about e, with mu held.

@@ -64,7 +64,8 @@ type Stapler struct {
 	Issuers []*x509.Certificate
 
 	// Logger receives a line for what an operator should know of, and debug
-	// lines for the rest. If nil, slog.Default() is used.
+	// lines for the rest: in an outage, one line a minute for each responder host
+	// and kind of event. If nil, slog.Default() is used.
 	Logger *slog.Logger
 
 	// OnEvent, if not nil, is called for each [Event]: one call at a time, in
