@@ -56,7 +56,7 @@ type engine struct {
 	seen     callbackTable
 	released releaseList
 
-	getTrouble, putTrouble, lockTrouble trouble
+	trouble trouble // of the cache
 }
 
 func newEngine(s *Stapler) *engine {
@@ -348,7 +348,7 @@ func (g *engine) preload(handles []*Certificate) {
 		}
 		r, err := g.load(ctx, e, issuer)
 		if ctx.Err() == nil {
-			g.getTrouble.report(g, "reading the OCSP cache", err)
+			g.reportCache(reading, err)
 		}
 		if r != nil {
 			g.mu.Lock()
@@ -487,7 +487,7 @@ func (g *engine) save(e *entry) {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	err := g.cache.Put(ctx, e.cacheKey(), r.der)
-	g.putTrouble.report(g, "writing the OCSP cache", err)
+	g.reportCache(writing, err)
 	if err == nil {
 		g.mu.Lock()
 		if e.held == r {

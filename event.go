@@ -113,7 +113,7 @@ func (g *engine) emit(e *entry, ev Event) {
 		message = "OCSP response unchanged"
 	case Failed:
 		message = "OCSP response not obtained"
-		if e.failures == 1 && e.host.mayLog(ev.Kind) {
+		if e.failures == 1 && e.host.failures <= 1 && e.host.mayLog(ev.Kind) {
 			level = slog.LevelWarn
 		}
 	case Expiring:
@@ -214,21 +214,31 @@ func (g *engine) warnOf(e *entry, now time.Time) {
 	}
 }
 
-// A trouble is something that fails until it works again: one line is logged for
-// each outage. engine.mu guards it.
-type trouble bool
+// A trouble is what of the cache fails at present, as bits: one line is logged for each
+// outage. engine.mu guards it.
+type trouble uint8
 
-// report notes how it went this time. engine.mu must not be held.
-func (t *trouble) report(g *engine, doing string, err error) {
+const (
+	reading trouble = 1 << iota
+	writing
+	locking
+)
+
+// reportCache notes how it went this time. mu must not be held.
+func (g *engine) reportCache(doing trouble, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	switch was := bool(*t); {
-	case err != nil && !was:
-		g.tell(func() {
-			g.logger.Warn("staple: "+doing+" fails; stapling goes on without", slog.Any("error", err))
-		})
-	case err == nil && was:
-		g.tell(func() { g.logger.Info("staple: " + doing + " works again") })
+	was := g.trouble
+	if g.trouble &^= doing; err != nil {
+		g.trouble |= doing
 	}
-	*t = trouble(err != nil)
+	switch {
+	case was == 0 && err != nil:
+		name := map[trouble]string{reading: "reading", writing: "writing", locking: "locking"}[doing]
+		g.tell(func() {
+			g.logger.Warn("staple: "+name+" the OCSP cache fails; stapling goes on without", slog.Any("error", err))
+		})
+	case was != 0 && g.trouble == 0:
+		g.tell(func() { g.logger.Info("staple: the OCSP cache works again") })
+	}
 }

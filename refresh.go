@@ -117,7 +117,7 @@ func (g *engine) fresher(ctx context.Context, e *entry, issuer *x509.Certificate
 	defer cancel()
 	r, err := g.load(loadCtx, e, issuer)
 	if ctx.Err() == nil {
-		g.getTrouble.report(g, "reading the OCSP cache", err)
+		g.reportCache(reading, err)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -140,7 +140,7 @@ func (g *engine) tryLock(ctx context.Context, e *entry) (unlock func(), ok bool,
 	defer cancel()
 	unlock, ok, err = g.locker.TryLock(lockCtx, e.cacheKey(), leaseTTL)
 	if ctx.Err() == nil {
-		g.lockTrouble.report(g, "locking the OCSP cache", err)
+		g.reportCache(locking, err)
 	}
 	return unlock, ok, err
 }
@@ -275,7 +275,7 @@ func (g *engine) conclude(e *entry, o outcome) {
 	case errors.Is(o.err, ErrNoResponder):
 		e.failures = 0
 		e.due = time.Time{}
-		g.log(slog.LevelDebug, "a certificate is not stapled", e, slog.Any("reason", o.err))
+		g.log(slog.LevelDebug, "a certificate is not stapled", e, slog.Any("error", o.err))
 	default:
 		e.failures++
 		if o.asked {
