@@ -51,7 +51,10 @@ var (
 	statusUnknown = cbasn1.Tag(2).ContextSpecific()
 )
 
-var oidNoCheck = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 48, 1, 5} // id-pkix-ocsp-nocheck
+var (
+	oidNoCheck  = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 48, 1, 5} // id-pkix-ocsp-nocheck
+	oidKeyUsage = asn1.ObjectIdentifier{2, 5, 29, 15}
+)
 
 // The content of the OBJECT IDENTIFIERs that are looked for in DER.
 var (
@@ -94,7 +97,8 @@ func malformed(format string, args ...any) error {
 // readResponse reads an OCSPResponse of the basic type, all of it, and hands each SingleResponse to
 // each. It wants DER, but for two things that real responders get wrong and that both BoringSSL's
 // pki/ocsp.cc and mozilla::pkix let pass: v1, the default, may be spelled out, and the extension with
-// Certificate Transparency's timestamps (RFC 6962 s3.3) may be marked critical.
+// Certificate Transparency's timestamps (RFC 6962 s3.3) may be marked critical. An empty list of
+// extensions, which mozilla::pkix lets pass and RFC 5280 s4.1 forbids, is refused.
 func readResponse(der []byte, each func(single)) (*basicResponse, error) {
 	var outer, wrapped, inner, response cryptobyte.String
 	var status int

@@ -401,7 +401,7 @@ func createRequest(leaf, issuer *x509.Certificate, hash crypto.Hash) (der []byte
 // responder wants the two joined.
 func getURL(base *url.URL, request []byte) string {
 	u := strings.TrimSuffix(base.String(), "/") + "/" + url.QueryEscape(base64.StdEncoding.EncodeToString(request))
-	if len(u) > maxGETURL || base.RawQuery != "" {
+	if len(u) > maxGETURL || base.RawQuery != "" || base.ForceQuery {
 		return ""
 	}
 	return u

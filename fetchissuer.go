@@ -38,7 +38,7 @@ func (f *HTTPFetcher) FetchIssuer(ctx context.Context, leaf *x509.Certificate) (
 		f.mu.Lock()
 		kept := f.issuers[u]
 		f.mu.Unlock()
-		if found := issuersAmong(kept, leaf); len(found) > 0 {
+		if found := issuersAmong(kept, leaf, maxSignatureChecks); len(found) > 0 {
 			return found, nil
 		}
 	}
@@ -53,17 +53,6 @@ func (f *HTTPFetcher) FetchIssuer(ctx context.Context, leaf *x509.Certificate) (
 		return failed
 	})
 	return found, err
-}
-
-// issuersAmong returns those of certs whose key verifies the signature of leaf.
-func issuersAmong(certs []*x509.Certificate, leaf *x509.Certificate) []*x509.Certificate {
-	var found []*x509.Certificate
-	for _, c := range certs {
-		if signedBy(leaf, c) {
-			found = append(found, c)
-		}
-	}
-	return found
 }
 
 // An issuerRequest is a request for issuers in flight, which others wait for.
@@ -91,11 +80,11 @@ func (f *HTTPFetcher) issuersAt(ctx context.Context, u string, leaf *x509.Certif
 		f.mu.Unlock()
 
 		if !joined {
-			found := issuersAmong(kept, leaf)
+			found := issuersAmong(kept, leaf, maxSignatureChecks)
 			if r.void = len(found) > 0; !r.void {
 				r.certs, r.failed = f.getCertificates(ctx, u)
 				r.void = ctx.Err() != nil
-				found = issuersAmong(r.certs, leaf)
+				found = issuersAmong(r.certs, leaf, maxSignatureChecks)
 			}
 			f.mu.Lock()
 			if len(found) > 0 {
@@ -109,7 +98,7 @@ func (f *HTTPFetcher) issuersAt(ctx context.Context, u string, leaf *x509.Certif
 		select {
 		case <-r.done:
 			if !r.void {
-				return issuersAmong(r.certs, leaf), r.failed
+				return issuersAmong(r.certs, leaf, maxSignatureChecks), r.failed
 			}
 		case <-ctx.Done():
 			return nil, &HTTPError{URL: u, Err: ctx.Err()}

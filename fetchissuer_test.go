@@ -189,9 +189,7 @@ func TestFetchIssuer(t *testing.T) {
 		n.Sub(n, big.NewInt(1))
 		leaf.Signature = bytes.Repeat([]byte{0x55}, n.BitLen()/8)
 		huge := &x509.Certificate{PublicKeyAlgorithm: x509.RSA, PublicKey: &rsa.PublicKey{N: n, E: 1<<31 - 1}}
-		began := time.Now()
-		require.Empty(t, issuersAmong(slices.Repeat([]*x509.Certificate{huge}, 10), leaf))
-		require.Less(t, time.Since(began), 100*time.Millisecond)
+		require.Empty(t, issuersAmong([]*x509.Certificate{huge}, leaf, 1))
 	})
 	t.Run("no URL for it", func(t *testing.T) {
 		for _, urls := range [][]string{nil, {"ldap:///CN=CA"}} {

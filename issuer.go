@@ -55,15 +55,31 @@ func signedBy(leaf, issuer *x509.Certificate) bool {
 	return issuer.CheckSignature(leaf.SignatureAlgorithm, leaf.RawTBSCertificate, leaf.Signature) == nil
 }
 
-// pickIssuer returns the one among candidates that issued leaf, or nil. Those of
-// the right name are tried first.
-func pickIssuer(leaf *x509.Certificate, candidates []*x509.Certificate) *x509.Certificate {
+// issuersAmong returns those candidates whose key verifies the signature of leaf, up
+// to most of them. Those of the right name are tried first, and no more than
+// maxSignatureChecks in all: a chain may be anybody's.
+func issuersAmong(candidates []*x509.Certificate, leaf *x509.Certificate, most int) (found []*x509.Certificate) {
+	checks := 0
 	for _, named := range []bool{true, false} {
 		for _, c := range candidates {
-			if c != nil && bytes.Equal(c.RawSubject, leaf.RawIssuer) == named && signedBy(leaf, c) {
-				return c
+			if c == nil || bytes.Equal(c.RawSubject, leaf.RawIssuer) != named {
+				continue
+			}
+			if checks++; len(found) == most || checks > maxSignatureChecks {
+				return found
+			}
+			if signedBy(leaf, c) {
+				found = append(found, c)
 			}
 		}
+	}
+	return found
+}
+
+// pickIssuer returns the one among candidates that issued leaf, or nil.
+func pickIssuer(leaf *x509.Certificate, candidates []*x509.Certificate) *x509.Certificate {
+	if found := issuersAmong(candidates, leaf, 1); len(found) > 0 {
+		return found[0]
 	}
 	return nil
 }

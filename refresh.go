@@ -18,12 +18,13 @@ const (
 	maxAge       = 4 * 24 * time.Hour // from thisUpdate to the next refresh: clients refuse responses of more than 7 to 10 days
 	maxUnchanged = 24 * time.Hour     // between requests that bring nothing newer
 	minPause     = time.Second        // between two rounds of one certificate
-	maxMinPause  = 10 * time.Minute   // the same while nothing newer comes, a thousandth of the validity, but not more
+	maxMinPause  = 10 * time.Minute   // the same while a staple is held: a thousandth of its validity, but not more
 	firstBackoff = 10 * time.Second   // the most that the first retry waits
 	maxBackoff   = time.Hour
 	maxHostPause = 5 * time.Minute
-	maxUnstapled = 10 * time.Minute // the most that a retry waits without a staple, for the first fewRetries
+	maxUnstapled = 10 * time.Minute // the most that a retry waits without a staple, for the first fewRetries, or urgentFor
 	fewRetries   = 50
+	urgentFor    = 4 * time.Hour    // after the end of a staple
 	patientTries = 3                // that go before those of certificates which have a staple
 	hostOutage   = time.Minute      // of a host in trouble: when it is over, the certificates that failed are asked about soon
 	hostSpread   = 30 * time.Second // over which they are
@@ -371,7 +372,12 @@ func refreshTime(r *response, now time.Time) time.Time {
 func unchangedTime(r *response, now time.Time) time.Time {
 	left := r.end.Sub(now)
 	pause := min(left/2, maxUnchanged)
-	return now.Add(max(pause-jitter(pause/10), min(r.until.Sub(r.thisUpdate)/1000, maxMinPause), minPause))
+	return now.Add(max(pause-jitter(pause/10), r.minPause()))
+}
+
+// minPause returns the least pause between two rounds while r is held.
+func (r *response) minPause() time.Duration {
+	return max(min(r.until.Sub(r.thisUpdate)/1000, maxMinPause), minPause)
 }
 
 // urgency returns the class of e's next round. One that has failed repeatedly must
@@ -402,11 +408,14 @@ func (e *entry) patience(now time.Time) time.Duration {
 // which is missing is not missing for long, and as long as the responder asked
 // for, within patience.
 func (e *entry) backoff(err error, now time.Time) time.Duration {
-	limit := min(maxBackoff, e.patience(now)/4)
-	if e.held == nil || !now.Before(e.held.end) {
-		if limit = maxBackoff; e.failures < fewRetries {
-			limit = maxUnstapled
-		}
+	limit, floor := min(maxBackoff, e.patience(now)/4), minPause
+	switch {
+	case e.held != nil && now.Before(e.held.end):
+		floor = e.held.minPause()
+	case e.held != nil && now.Sub(e.held.end) < urgentFor, e.held == nil && e.failures < fewRetries:
+		limit = maxUnstapled
+	default:
+		limit = maxBackoff
 	}
 	pause := backoff(e.failures, limit)
 	e.asked = false
@@ -414,7 +423,7 @@ func (e *entry) backoff(err error, now time.Time) time.Duration {
 		pause = min(asked+jitter(asked/10), e.patience(now))
 		e.asked = true
 	}
-	return max(pause, minPause)
+	return max(pause, floor)
 }
 
 // backoff returns a random duration of at most firstBackoff, doubled with each

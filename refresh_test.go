@@ -911,3 +911,24 @@ func TestAStepOfTheClockDoesNotBringTheNextRequestsForward(t *testing.T) {
 		require.Less(t, len(w.responder.Requests(nil))-n, 10)
 	})
 }
+
+func TestTriesBeforeTheEndDoNotMakeThoseAfterItRarer(t *testing.T) {
+	for _, validity := range []time.Duration{time.Hour, day, 7 * day} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.responder.Set(nil, stapletest.Answer{Validity: validity})
+			c := w.add(w.stapler(), w.leaf())
+			w.responder.Set(nil, stapletest.Answer{Error: ocsp.Unauthorized})
+			time.Sleep(validity)
+			synctest.Wait()
+			require.Greater(t, c.Status().Failures, fewRetries)
+			time.Sleep(time.Minute)
+			for range 120 {
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				st := c.Status()
+				require.LessOrEqual(t, st.NextRefresh.Sub(st.LastAttempt), maxUnstapled+time.Second)
+			}
+		})
+	}
+}

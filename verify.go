@@ -47,7 +47,8 @@ type Verifier interface {
 //   - It is a basic response, version 1, in DER: nothing is left over, nothing unknown is critical, and
 //     no extension comes twice.
 //   - It speaks about the leaf: hash of the issuer's name, hash of the issuer's key (SHA-1, SHA-256,
-//     SHA-384 or SHA-512) and serial number. What it says about other certificates makes no difference.
+//     SHA-384 or SHA-512) and serial number. What it says about other certificates makes no difference,
+//     as long as it is well formed and nothing in it is critical and unknown.
 //     If it speaks about the leaf more than once, revoked counts before unknown, unknown before good,
 //     and then the latest thisUpdate.
 //   - It is signed with RSA (PKCS #1 v1.5 or PSS) or ECDSA (P-256, P-384, P-521), with SHA-256, SHA-384
@@ -243,7 +244,8 @@ func (v *ResponseVerifier) verify(response []byte, leaf, issuer *x509.Certificat
 		switch {
 		case bytes.Equal(der, signer.Raw):
 			r.Certificate = signer
-		case len(signer.Raw) > 0 && (bytes.Contains(der, signer.RawTBSCertificate) || bytes.Contains(der, signer.Signature)):
+		case len(signer.Raw) > 0 && len(signer.Signature) > 0 && // RFC 9925: a trust anchor may be unsigned
+			(bytes.Contains(der, signer.RawTBSCertificate) || bytes.Contains(der, signer.Signature)):
 			// Nothing signs what is embedded. A client may stumble over it where we do not.
 			return fail(refuse(ReasonMalformed, "the embedded copy of its signer's certificate is damaged"))
 		}
@@ -377,7 +379,7 @@ func (v *ResponseVerifier) signer(r *basicResponse, m *matcher, now time.Time) (
 		return issuer, nil
 	}
 	for _, c := range v.Responders {
-		if r.names(c, sum(crypto.SHA1, publicKey(c))) && s.signedBy(c) {
+		if c != nil && r.names(c, sum(crypto.SHA1, publicKey(c))) && s.signedBy(c) {
 			return c, nil
 		}
 	}
@@ -385,7 +387,8 @@ func (v *ResponseVerifier) signer(r *basicResponse, m *matcher, now time.Time) (
 	parsed := 0
 	for _, likely := range []bool{true, false} {
 		for der := range r.certificates() {
-			if likely != (bytes.Contains(der, issuer.RawSubject) && bytes.Contains(der, oidOCSPSigning)) {
+			if likely != (bytes.Contains(der, issuer.RawSubject) && bytes.Contains(der, oidOCSPSigning) &&
+				bytes.Contains(der, r.responderName)) {
 				continue
 			}
 			key := delegateKey(issuer, der)
@@ -454,7 +457,7 @@ func (s *search) authorized(c *x509.Certificate) bool {
 		return s.refuse(unauthorized, "signed by %s, which lacks the extended key usage OCSPSigning", describe(c))
 	case c.IsCA:
 		return s.refuse(unauthorized, "signed by %s, which is a CA, but not the issuer %s", describe(c), describe(s.issuer))
-	case c.KeyUsage != 0 && c.KeyUsage&signing == 0:
+	case hasKeyUsage(c) && c.KeyUsage&signing == 0:
 		return s.refuse(unauthorized, "signed by %s, whose key usage lacks digitalSignature", describe(c))
 	}
 	for _, oid := range c.UnhandledCriticalExtensions {
@@ -463,6 +466,10 @@ func (s *search) authorized(c *x509.Certificate) bool {
 		}
 	}
 	return s.check(s.issuer, c)
+}
+
+func hasKeyUsage(c *x509.Certificate) bool {
+	return slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(oidKeyUsage) })
 }
 
 // signedBy reports whether c signed the response, and is valid.

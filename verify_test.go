@@ -722,7 +722,10 @@ func TestAtMostEightSignatureChecks(t *testing.T) {
 		other.Issuer = &x509.Certificate{RawSubject: s.ca.Issuer.RawSubject}
 		var all []*x509.Certificate
 		for range 8 {
-			all = append(all, other.Delegate(stapletest.DelegateOptions{CommonName: "other"}).Certificate)
+			all = append(all, other.Delegate(stapletest.DelegateOptions{CommonName: "other", Template: func(c *x509.Certificate) {
+				// It has the responder's name somewhere, or it would not be looked at before the right one.
+				c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: signer.Certificate.RawSubject})
+			}}).Certificate)
 		}
 		_, _, err := s.verify(new(ResponseVerifier), by(append(all[:7:7], signer.Certificate)...))
 		require.NoError(t, err)
@@ -1189,4 +1192,50 @@ func BenchmarkVerify(b *testing.B) {
 			})
 		}
 	}
+}
+
+func TestADelegateWhoseKeyUsageAllowsNothingIsRefused(t *testing.T) {
+	ca := stapletest.NewCA(stapletest.CAOptions{})
+	tc := ca.Leaf(stapletest.LeafOptions{})
+	leaf := tc.Leaf
+	d := ca.Delegate(stapletest.DelegateOptions{Template: func(c *x509.Certificate) {
+		c.KeyUsage = 0
+		c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 15}, Critical: true, Value: []byte{3, 1, 0}})
+	}})
+	r := stapletest.NewResponse(ca, leaf)
+	r.Signer = d
+	_, _, err := new(ResponseVerifier).Verify(r.DER(), leaf, ca.Issuer, time.Now())
+	require.Error(t, err)
+}
+
+// RFC 9925.
+func TestTheIssuerMayBeAnUnsignedTrustAnchor(t *testing.T) {
+	ca := stapletest.NewCA(stapletest.CAOptions{})
+	leaf := ca.Leaf(stapletest.LeafOptions{}).Leaf
+	var c struct {
+		TBS asn1.RawValue
+		Alg asn1.RawValue
+		Sig asn1.BitString
+	}
+	_, err := asn1.Unmarshal(ca.Issuer.Raw, &c)
+	require.NoError(t, err)
+	c.Sig = asn1.BitString{}
+	der, err := asn1.Marshal(c)
+	require.NoError(t, err)
+	anchor, err := x509.ParseCertificate(der)
+	require.NoError(t, err)
+	r := stapletest.NewResponse(ca, leaf)
+	r.Certificates = []*x509.Certificate{ca.Delegate(stapletest.DelegateOptions{}).Certificate}
+	_, _, err = new(ResponseVerifier).Verify(r.DER(), leaf, ca.Issuer, time.Now())
+	require.NoError(t, err)
+	_, _, err = new(ResponseVerifier).Verify(r.DER(), leaf, anchor, time.Now())
+	require.NoError(t, err)
+}
+
+func TestNilAmongRespondersIsPassedOver(t *testing.T) {
+	s := newScene()
+	d := stapletest.NewCA(stapletest.CAOptions{Name: "local"})
+	der := s.signedBy(d.Signer())
+	_, _, err := (&ResponseVerifier{Responders: []*x509.Certificate{nil, d.Issuer}}).Verify(der, s.leaf, s.ca.Issuer, s.now)
+	require.NoError(t, err)
 }

@@ -1,0 +1,5 @@
+//go:build !race
+
+package staple
+
+const raceEnabled = false
