@@ -137,6 +137,12 @@ func (w *world) verifiedRequest(cert tls.Certificate, url string) *Request {
 	}}
 }
 
+// unredirected leaves out the redirects that CFSSL makes wherever the base64 text, which
+// differs from run to run, happens to have a double slash.
+func unredirected(seen []string) []string {
+	return slices.DeleteFunc(seen, func(s string) bool { return s == "GET 301" })
+}
+
 func TestCFSSLResponder(t *testing.T) {
 	cfssl := NeedPeer(t, "cfssl")
 	w := newWorld(t)
@@ -199,7 +205,11 @@ func TestCFSSLResponder(t *testing.T) {
 			req := w.verifiedRequest(tt.cert, base+tt.path)
 			der, err := f.Fetch(t.Context(), req)
 			require.NoError(t, err)
-			require.Equal(t, tt.seen, requests.take())
+			seen := requests.take()
+			if tt.cert.Leaf != awkward.Leaf {
+				seen = unredirected(seen)
+			}
+			require.Equal(t, tt.seen, seen)
 			require.NoError(t, req.Accept(der))
 			r, err := ocsp.ParseResponse(der, nil)
 			require.NoError(t, err)
@@ -215,7 +225,7 @@ func TestCFSSLResponder(t *testing.T) {
 		status, ok := errors.AsType[ocsp.ResponseError](err)
 		require.True(t, ok, err)
 		require.Equal(t, ocsp.Unauthorized, status.Status)
-		require.Equal(t, slices.Concat(refusedGET, refusedGET), requests.take())
+		require.Equal(t, slices.Concat(refusedGET, refusedGET), unredirected(requests.take()))
 	})
 	t.Run("it looks at the serial number alone: the response for another CA's certificate is refused", func(t *testing.T) {
 		other := &world{t: t, ca: fetchCA()}
