@@ -1030,6 +1030,7 @@ func TestACacheThatIsMerelySlowIsNotReported(t *testing.T) {
 				certs = append(certs, w.leaf(names(fmt.Sprint(i, ".example.com")), sameKey(key)))
 			}
 			config := s.TLSConfig(&tls.Config{Certificates: certs})
+			defer runtime.KeepAlive(config)
 			require.NoError(t, s.Wait(t.Context()))
 			runtime.KeepAlive(config)
 		}},

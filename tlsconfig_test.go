@@ -166,6 +166,7 @@ func TestTLSConfigTwiceStaplesOnce(t *testing.T) {
 			base = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }}
 		}
 		config := s.TLSConfig(s.TLSConfig(base))
+		defer runtime.KeepAlive(config)
 		for range 2 {
 			_, _, err := connect(t, config, w.client("www.example.com"))
 			require.NoError(t, err)
@@ -286,6 +287,7 @@ func TestNoMoreThan256HandshakesWait(t *testing.T) {
 		w.responder.Set(nil, stapletest.Answer{Hang: true})
 		s := w.stapler()
 		config := s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{w.leaf(mustStapleLeaf)}})
+		defer runtime.KeepAlive(config)
 		var mu sync.Mutex
 		waited := make(map[time.Duration]int)
 		var wg sync.WaitGroup
@@ -335,6 +337,7 @@ func TestCallbackCertificatesAreRecognizedByTheirLeaf(t *testing.T) {
 	a, b := w.leaf(), w.leaf()
 	current := a
 	config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &current, nil }})
+	defer runtime.KeepAlive(config)
 	check := func(want tls.Certificate) {
 		for range 2 {
 			_, _, err := connect(t, config, w.client("www.example.com"))
@@ -372,6 +375,7 @@ func TestCallbackCertificatesAreBounded(t *testing.T) {
 		s := w.stapler()
 		var next *tls.Certificate
 		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return next, nil }})
+		defer runtime.KeepAlive(config)
 		all := func() {
 			for i := range leaves {
 				next = &leaves[i]
@@ -594,6 +598,7 @@ func TestAnIssuerThatACallbackBringsLaterIsUsed(t *testing.T) {
 		current := &bare
 		s := w.stapler()
 		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return current, nil }})
+		defer runtime.KeepAlive(config)
 		handshake := func() []byte {
 			got, err := config.GetCertificate(&tls.ClientHelloInfo{})
 			require.NoError(t, err)
@@ -646,6 +651,7 @@ func TestAnExpiredCallbackCertificateIsForgotten(t *testing.T) {
 		require.Len(t, slices.Collect(s.Certificates()), 1)
 		time.Sleep(2 * time.Hour)
 		require.Empty(t, slices.Collect(s.Certificates()))
+		runtime.KeepAlive(config)
 	})
 }
 
@@ -656,6 +662,7 @@ func TestAHundredNewCallbackCertificatesAreTakenInAnySecond(t *testing.T) {
 		s := w.stapler()
 		var next tls.Certificate
 		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &next, nil }})
+		defer runtime.KeepAlive(config)
 		start := time.Now()
 		for _, step := range []struct {
 			at   time.Duration
