@@ -432,9 +432,9 @@ func (g *engine) adoptCarried(e *entry, issuer *x509.Certificate) {
 
 // adopt takes r, which came from the cache or with the certificate, if it is newer
 // than the response held, and schedules by it. mu is held.
-func (g *engine) adopt(e *entry, r *response, stored bool) bool {
+func (g *engine) adopt(e *entry, r *response, stored bool) {
 	if e.gone || g.closed || e.held != nil && !r.newer(e.held) {
-		return false
+		return
 	}
 	g.publish(e, r)
 	e.stored = stored
@@ -446,7 +446,6 @@ func (g *engine) adopt(e *entry, r *response, stored bool) bool {
 	g.announce(e, r, 0)
 	g.reschedule(e)
 	e.changed.broadcast()
-	return true
 }
 
 // load returns the response that the cache has about e, verified, or nil. An error

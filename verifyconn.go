@@ -94,7 +94,7 @@ func tlsFeatures(c *x509.Certificate) (statusRequest bool, err error) {
 		for ok && !features.Empty() {
 			var feature uint16
 			ok = features.ReadASN1Integer(&feature)
-			statusRequest = statusRequest || feature == 5
+			statusRequest = statusRequest || feature == extensionStatusRequest
 		}
 		if !ok {
 			return false, fmt.Errorf("the TLS feature extension is malformed: %.32x", e.Value)
