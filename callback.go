@@ -87,7 +87,7 @@ func (g *engine) recognize(cert *tls.Certificate, o *owner) *sighting {
 	t.mu.Lock()
 	if el := t.byHash[key]; el != nil {
 		s := el.Value.(*sighting)
-		if len(cert.Certificate) <= len(s.handle.plain.Certificate) || s.handle.entry.issuerKnown.Load() {
+		if len(cert.Certificate) <= len(s.handle.chain()) || s.handle.entry.issuerKnown.Load() {
 			defer t.mu.Unlock()
 			delete(t.byDER, identityOf(s.leaf))
 			s.leaf = der
@@ -276,7 +276,7 @@ func (g *engine) serveReturned(ctx context.Context, cert *tls.Certificate, o *ow
 func (g *engine) isPlain(e *entry, cert *tls.Certificate) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return slices.ContainsFunc(e.handles, func(c *Certificate) bool { return cert == &c.plain })
+	return slices.ContainsFunc(e.handles, func(c *Certificate) bool { return cert == &c.shown.Load().Certificate })
 }
 
 // heed deals with a staple that came with a certificate which is known already.

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"runtime"
 	"slices"
@@ -49,10 +50,13 @@ type engine struct {
 	entries map[[sha256.Size]byte]*entry
 	first   *Certificate // the handles, in order of registration
 	last    *Certificate
-	added   atomic.Pointer[[]*Certificate] // those that Add made; nil: to be collected anew
+	orders  uint64 // handles so far
+	added   *index // of the handles that Add made; nil: nobody has asked
 	schedule
 	notices
 
+	kinds    kindTable
+	arrays   arrays
 	seen     callbackTable
 	released releaseList
 
@@ -168,7 +172,7 @@ func (r *response) newer(old *response) bool {
 // register makes c, which came with the staple carried, one of the engine's
 // handles. It reports whether the engine is open. Rounds begin with launch.
 func (g *engine) register(c *Certificate, carried []byte, added bool) bool {
-	leaf := c.plain.Leaf
+	leaf := c.shown.Load().Leaf
 	key := sha256.Sum256(leaf.Raw)
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -188,14 +192,16 @@ func (g *engine) register(c *Certificate, carried []byte, added bool) bool {
 	}
 	e.handles = append(e.handles, c)
 	c.added = added
+	g.orders++
+	c.order = g.orders
 	if c.prev = g.last; c.prev != nil {
 		c.prev.next = c
 	} else {
 		g.first = c
 	}
 	g.last = c
-	if added {
-		g.added.Store(nil)
+	if added && g.added != nil {
+		g.added.add(&c.candidate, leaf, false)
 	}
 	if len(carried) > 0 {
 		e.carried = append(e.carried, carried)
@@ -260,8 +266,8 @@ func (g *engine) drop(c *Certificate) {
 		g.first = c.next
 	}
 	c.next, c.prev = nil, nil
-	if c.added {
-		g.added.Store(nil)
+	if c.added && g.added != nil {
+		g.added.remove(&c.candidate, e.leaf, g.addedCandidates())
 	}
 	e.handles = slices.DeleteFunc(e.handles, func(h *Certificate) bool { return h == c })
 	if len(e.handles) == 0 {
@@ -284,21 +290,28 @@ func (g *engine) certificates() []*Certificate {
 	return all
 }
 
-// addedCertificates returns the handles that Add made, in order.
-func (g *engine) addedCertificates() []*Certificate {
-	if all := g.added.Load(); all != nil {
-		return *all
-	}
+// addedIndex returns the index of the handles that Add makes.
+func (g *engine) addedIndex() *index {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	all := []*Certificate{}
-	for c := g.first; c != nil; c = c.next {
-		if c.added {
-			all = append(all, c)
+	if g.added == nil {
+		g.added = newIndex(changingShards)
+		for c := range g.addedCandidates() {
+			g.added.add(c, c.handle.entry.leaf, false)
 		}
 	}
-	g.added.Store(&all)
-	return all
+	return g.added
+}
+
+// addedCandidates returns the handles that Add made, in order. mu must be held.
+func (g *engine) addedCandidates() iter.Seq[*candidate] {
+	return func(yield func(*candidate) bool) {
+		for c := g.first; c != nil; c = c.next {
+			if c.added && !yield(&c.candidate) {
+				return
+			}
+		}
+	}
 }
 
 // publish makes r the response held, for all of e's handles, with mu held.
@@ -312,7 +325,7 @@ func (g *engine) publish(e *entry, r *response) {
 
 func (g *engine) publishTo(c *Certificate, r *response) {
 	if r.revoked && !g.stapleRevoked {
-		c.stapled.Store(nil)
+		c.unstaple(c.shown.Load())
 	} else {
 		c.setStaple(r.der, r.end)
 	}
@@ -321,7 +334,7 @@ func (g *engine) publishTo(c *Certificate, r *response) {
 // unstaple takes the staples of all handles back, with mu held.
 func (e *entry) unstaple() {
 	for _, c := range e.handles {
-		c.stapled.Store(nil)
+		c.unstaple(c.shown.Load())
 	}
 }
 

@@ -91,7 +91,7 @@ func (g *engine) localIssuer(e *entry) *x509.Certificate {
 	issuer := e.issuer
 	var chains [][][]byte
 	for _, c := range e.handles {
-		chains = append(chains, c.plain.Certificate[1:])
+		chains = append(chains, c.chain()[1:])
 	}
 	g.mu.Unlock()
 	if issuer != nil {

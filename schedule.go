@@ -467,6 +467,13 @@ func (g *engine) noticeClock(now time.Time) {
 		if e.held != nil && (e.warn.IsZero() || now.Before(e.held.end)) {
 			g.setWarn(e, now)
 		}
+		if e.held != nil && now.Before(e.held.end) {
+			for _, c := range e.handles {
+				if _, stapled := c.current(); !stapled { // a handshake found it ended, by a clock that was wrong
+					g.publishTo(c, e.held)
+				}
+			}
+		}
 	}
 	heap.Init(&g.later)
 	for _, e := range g.entries {

@@ -114,6 +114,7 @@ func (s *Stapler) Add(cert tls.Certificate) (*Certificate, error) {
 		return nil, err
 	}
 	c := newCertificate(&cert, leaf)
+	c.kind = g.kinds.of(&cert)
 	if !g.register(c, cert.OCSPStaple, true) {
 		return nil, fmt.Errorf("staple: cannot add %s: %w", describe(leaf), ErrClosed)
 	}
@@ -167,9 +168,9 @@ func (s *Stapler) Close() error {
 // A Certificate is a handle to a certificate under the care of a [Stapler]. Its
 // methods are safe for concurrent use.
 type Certificate struct {
-	entry   *entry
-	plain   tls.Certificate // what is served without a staple
-	stapled atomic.Pointer[stapledCertificate]
+	candidate
+	entry *entry
+	shown atomic.Pointer[snapshot]
 
 	// Guarded by engine.mu.
 	added      bool // by Add: TLSConfig chooses among these where the base has none
@@ -178,31 +179,55 @@ type Certificate struct {
 	next, prev *Certificate
 }
 
-// A stapledCertificate is what handshakes are given until its end. It never changes.
-type stapledCertificate struct {
-	tls.Certificate
+// A snapshot is what handshakes are given until its end, which is zero if it has no
+// staple. It never changes.
+type snapshot struct {
 	end time.Time
+	tls.Certificate
 }
 
+// newCertificate returns a handle that shows cert without a staple; as it is if leaf,
+// which it parses to, is nil.
 func newCertificate(cert *tls.Certificate, leaf *x509.Certificate) *Certificate {
-	c := &Certificate{plain: *cert}
-	c.plain.Leaf = leaf
-	c.plain.OCSPStaple = nil
+	c := new(Certificate)
+	c.handle = c
+	s := &snapshot{Certificate: *cert}
+	if leaf != nil {
+		s.Leaf, s.OCSPStaple = leaf, nil
+	}
+	c.shown.Store(s)
 	return c
 }
 
+func (c *Certificate) chain() [][]byte { return c.shown.Load().Certificate.Certificate }
+
+// setStaple makes handshakes carry der until end.
 func (c *Certificate) setStaple(der []byte, end time.Time) {
-	s := &stapledCertificate{Certificate: c.plain, end: end}
+	s := &snapshot{end: end, Certificate: c.shown.Load().Certificate}
 	s.OCSPStaple = der
-	c.stapled.Store(s)
+	c.shown.Store(s)
+}
+
+// unstaple takes the staple back that s has, unless it has been replaced since.
+func (c *Certificate) unstaple(s *snapshot) {
+	if !s.end.IsZero() {
+		plain := &snapshot{Certificate: s.Certificate}
+		plain.OCSPStaple = nil
+		c.shown.CompareAndSwap(s, plain)
+	}
 }
 
 // current returns what a handshake at this moment is given.
 func (c *Certificate) current() (cert *tls.Certificate, stapled bool) {
-	if s := c.stapled.Load(); s != nil && timeNow().Before(s.end) {
-		return &s.Certificate, true
+	s := c.shown.Load()
+	for !s.end.IsZero() {
+		if timeNow().Before(s.end) {
+			return &s.Certificate, true
+		}
+		c.unstaple(s)
+		s = c.shown.Load()
 	}
-	return &c.plain, false
+	return &s.Certificate, false
 }
 
 // TLS returns the certificate as a handshake would be given it now: stapled while

@@ -44,15 +44,16 @@ func (s *Stapler) TLSConfig(base *tls.Config) *tls.Config {
 	if g.isClosed() {
 		return config
 	}
-	w := &wrapper{
-		engine: g,
-		owner:  new(owner),
-		server: newChooser(config),
+	w := &wrapper{engine: g, owner: new(owner), base: newChooser(config)}
+	known := w.register(config.Certificates)
+	if len(config.Certificates) == 0 && config.GetCertificate == nil && config.GetConfigForClient == nil {
+		w.base.index = g.addedIndex()
 	}
-	w.server.fromAdded = len(config.Certificates) == 0 && config.GetCertificate == nil && config.GetConfigForClient == nil
-	w.register(config.Certificates)
 	w.until = time.Now().Add(mustStapleFor)
-	w.install(config, w.server)
+	w.install(config, w.base)
+	if config.GetClientCertificate != nil || len(w.base.handles) > 0 {
+		config.GetClientCertificate = w.getClientCertificate
+	}
 	if config.GetConfigForClient != nil {
 		inner := config.GetConfigForClient
 		config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -61,11 +62,15 @@ func (s *Stapler) TLSConfig(base *tls.Config) *tls.Config {
 				return c, err
 			}
 			c = c.Clone() // not kept: its session ticket keys may change
-			w.install(c, newChooser(c))
+			ch := newChooser(c)
+			if ch.certs = c.Certificates; len(ch.certs) > 1 {
+				ch.index = g.arrays.over(ch.certs, &g.kinds)
+			}
+			w.install(c, ch)
 			return c, nil
 		}
 	}
-	runtime.AddCleanup(w, func(r release) { g.released.add(r.handles, r.owner) }, release{w.server.handles, w.owner})
+	runtime.AddCleanup(w, func(r release) { g.released.add(r.handles, r.owner) }, release{known, w.owner})
 	return config
 }
 
@@ -80,65 +85,74 @@ type release struct {
 type wrapper struct {
 	engine *engine
 	owner  *owner
-	server *chooser
+	base   *chooser
 	until  time.Time // how long handshakes wait for Must-Staple certificates of base
 }
 
 // A chooser is what a configuration says about certificates.
 type chooser struct {
-	certs                []*tls.Certificate // Certificates
-	handles              []*Certificate     // for each of certs; nil where it is not registered
-	fromAdded            bool               // there are none, and those added take their place
+	handles              []*Certificate    // of Certificates of the base
+	certs                []tls.Certificate // Certificates of a configuration that comes anew with each connection
+	index                *index            // of these or those, or of what Add made; nil: there is no choice
+	takesTLS13           bool
 	nameToCertificate    map[string]*tls.Certificate
+	pointed              map[*tls.Certificate]*Certificate // the handles, by what nameToCertificate may point to
 	getCertificate       func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	getClientCertificate func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
 }
 
 func newChooser(config *tls.Config) *chooser {
-	ch := &chooser{
-		certs:                make([]*tls.Certificate, len(config.Certificates)),
+	return &chooser{
+		takesTLS13:           takesTLS13(config),
 		nameToCertificate:    config.NameToCertificate, //lint:ignore SA1019 whoever still sets it means it
 		getCertificate:       config.GetCertificate,
 		getClientCertificate: config.GetClientCertificate,
 	}
-	for i := range config.Certificates {
-		ch.certs[i] = &config.Certificates[i]
-	}
-	return ch
 }
 
-// register puts the certificates of the base under the engine's care.
-func (w *wrapper) register(certs []tls.Certificate) {
-	g := w.engine
-	w.server.handles = make([]*Certificate, len(certs))
-	var known []*Certificate
+// register puts the certificates of the base under the engine's care, and returns
+// the handles for which that could be done.
+func (w *wrapper) register(certs []tls.Certificate) (known []*Certificate) {
+	if len(certs) == 0 {
+		return nil
+	}
+	g, ch := w.engine, w.base
+	ch.handles = make([]*Certificate, len(certs))
+	if ch.nameToCertificate != nil {
+		ch.pointed = make(map[*tls.Certificate]*Certificate, len(certs))
+	}
+	index := newIndex(1)
 	for i := range certs {
 		leaf, err := parseLeaf(&certs[i])
-		if err != nil {
+		c := newCertificate(&certs[i], leaf)
+		switch {
+		case err != nil:
 			g.logger.LogAttrs(context.Background(), slog.LevelWarn, "staple: a certificate of a tls.Config is not stapled",
 				slog.Int("index", i), slog.Any("error", err))
-			continue
-		}
-		c := newCertificate(&certs[i], leaf)
-		if g.register(c, certs[i].OCSPStaple, false) {
-			w.server.handles[i] = c
+			c.order = uint64(i)
+		case g.register(c, certs[i].OCSPStaple, false):
 			known = append(known, c)
 		}
+		c.kind = g.kinds.of(&certs[i])
+		index.add(&c.candidate, leaf, true)
+		ch.handles[i] = c
+		if ch.pointed != nil {
+			ch.pointed[&certs[i]] = c
+		}
+	}
+	if len(certs) > 1 {
+		ch.index = index
 	}
 	g.preload(known)
 	g.launch(known...)
+	return known
 }
 
-// install makes config, whose certificates ch holds, staple.
+// install makes config, whose certificates ch chooses among, staple.
 func (w *wrapper) install(config *tls.Config, ch *chooser) {
 	config.Certificates = nil
 	config.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		return w.getCertificate(ch, hello)
-	}
-	if ch.getClientCertificate != nil || len(ch.certs) > 0 {
-		config.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return w.getClientCertificate(ch, info)
-		}
 	}
 }
 
@@ -147,7 +161,8 @@ func (w *wrapper) getCertificate(ch *chooser, hello *tls.ClientHelloInfo) (*tls.
 	if hello == nil {
 		hello = new(tls.ClientHelloInfo) // made by hand
 	}
-	if ch.getCertificate != nil && (len(ch.certs) == 0 || hello.ServerName != "") {
+	n := len(ch.handles) + len(ch.certs)
+	if ch.getCertificate != nil && (n == 0 || hello.ServerName != "") {
 		cert, err := ch.getCertificate(hello)
 		if err != nil {
 			return cert, err
@@ -156,21 +171,30 @@ func (w *wrapper) getCertificate(ch *chooser, hello *tls.ClientHelloInfo) (*tls.
 			return w.engine.serveReturned(hello.Context(), cert, w.owner, hello)
 		}
 	}
-	if ch.fromAdded {
-		return w.serveAdded(hello)
-	}
-	if len(ch.certs) == 0 {
-		return nil, nil // which crypto/tls turns into its own error
-	}
-	if len(ch.certs) > 1 && ch.nameToCertificate != nil {
+	if n > 1 && ch.nameToCertificate != nil {
 		if cert := byName(ch.nameToCertificate, hello.ServerName); cert != nil {
-			if i := slices.Index(ch.certs, cert); i >= 0 {
-				return w.serve(hello.Context(), ch, i, hello)
+			if c := ch.pointed[cert]; c != nil {
+				return w.serve(c, hello)
 			}
 			return w.engine.serveReturned(hello.Context(), cert, w.owner, hello)
 		}
 	}
-	return w.serve(hello.Context(), ch, choose(ch.certs, hello), hello)
+	switch {
+	case ch.index != nil:
+		c := ch.index.choose(hello, ch.takesTLS13, ch.certs)
+		switch {
+		case c == nil:
+			return nil, nil
+		case c.handle == nil:
+			return w.engine.serveReturned(hello.Context(), &ch.certs[c.order], w.owner, hello)
+		}
+		return w.serve(c.handle, hello)
+	case len(ch.handles) > 0:
+		return w.serve(ch.handles[0], hello)
+	case len(ch.certs) > 0:
+		return w.engine.serveReturned(hello.Context(), &ch.certs[0], w.owner, hello)
+	}
+	return nil, nil // which crypto/tls turns into its own error
 }
 
 // byName is the look-up of the deprecated tls.Config.NameToCertificate.
@@ -188,60 +212,34 @@ func byName(certs map[string]*tls.Certificate, name string) *tls.Certificate {
 	return certs["*"]
 }
 
-// choose returns the index of the first certificate that suits hello, or of the
-// first of all.
-func choose(certs []*tls.Certificate, hello *tls.ClientHelloInfo) int {
-	if len(certs) > 1 {
-		for i, cert := range certs {
-			if hello.SupportsCertificate(cert) == nil {
-				return i
-			}
-		}
+// serve serves a certificate that has a handle.
+func (w *wrapper) serve(c *Certificate, hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if c.entry == nil { // it does not parse
+		return &c.shown.Load().Certificate, nil
 	}
-	return 0
-}
-
-// serve serves the i-th certificate of a configuration.
-func (w *wrapper) serve(ctx context.Context, ch *chooser, i int, hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if ch.handles == nil { // of a configuration that GetConfigForClient returned
-		return w.engine.serveReturned(ctx, ch.certs[i], w.owner, hello)
-	}
-	c := ch.handles[i]
-	if c == nil {
-		return ch.certs[i], nil
-	}
-	cert, _, err := c.entry.serve(ctx, c, hello, w.until)
-	return cert, err
-}
-
-// serveAdded serves one of the certificates that Add has put under the engine's care.
-func (w *wrapper) serveAdded(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	added := w.engine.addedCertificates()
-	if len(added) == 0 {
-		return nil, nil
-	}
-	certs := make([]*tls.Certificate, len(added))
-	for i, c := range added {
-		certs[i] = &c.plain
-	}
-	c := added[choose(certs, hello)]
 	cert, _, err := c.entry.serve(hello.Context(), c, hello, w.until)
 	return cert, err
 }
 
 // getClientCertificate does what crypto/tls does with a Config in Conn.getClientCertificate.
-func (w *wrapper) getClientCertificate(ch *chooser, info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
-	if ch.getClientCertificate != nil {
-		cert, err := ch.getClientCertificate(info)
+func (w *wrapper) getClientCertificate(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	if get := w.base.getClientCertificate; get != nil {
+		cert, err := get(info)
 		if err != nil || cert == nil {
 			return cert, err
 		}
 		return w.engine.serveReturned(info.Context(), cert, w.owner, nil)
 	}
-	for i, cert := range ch.certs {
-		if info.SupportsCertificate(cert) == nil {
-			return w.serve(info.Context(), ch, i, nil)
+	for _, c := range w.base.handles {
+		cert := &c.shown.Load().Certificate
+		if info.SupportsCertificate(cert) != nil {
+			continue
 		}
+		if c.entry == nil {
+			return cert, nil
+		}
+		cert, _, err := c.entry.serve(info.Context(), c, nil, w.until)
+		return cert, err
 	}
 	return new(tls.Certificate), nil
 }
