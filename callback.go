@@ -276,7 +276,7 @@ func (g *engine) serveReturned(ctx context.Context, cert *tls.Certificate, o *ow
 func (g *engine) isPlain(e *entry, cert *tls.Certificate) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return slices.ContainsFunc(e.handles, func(c *Certificate) bool { return cert == &c.shown.Load().Certificate })
+	return slices.ContainsFunc(e.handles, func(c *Certificate) bool { return cert == c.shown.Load() })
 }
 
 // heed deals with a staple that came with a certificate which is known already.

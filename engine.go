@@ -45,6 +45,8 @@ type engine struct {
 	store  context.Context // ends five seconds after Close: for storing
 	wg     sync.WaitGroup
 
+	showing sync.Mutex // guards the change of what handshakes are given; no other lock is taken under it
+
 	mu      sync.Mutex // guards all below, and what entries and handles say it does; never held across I/O or callbacks
 	closed  bool
 	entries map[[sha256.Size]byte]*entry
@@ -201,7 +203,7 @@ func (g *engine) register(c *Certificate, carried []byte, added bool) bool {
 	}
 	g.last = c
 	if added && g.added != nil {
-		g.added.add(&c.candidate, leaf, false)
+		g.added.add(c, leaf, false)
 	}
 	if len(carried) > 0 {
 		e.carried = append(e.carried, carried)
@@ -267,7 +269,7 @@ func (g *engine) drop(c *Certificate) {
 	}
 	c.next, c.prev = nil, nil
 	if c.added && g.added != nil {
-		g.added.remove(&c.candidate, e.leaf, g.addedCandidates())
+		g.added.remove(c, e.leaf, g.addedHandles())
 	}
 	e.handles = slices.DeleteFunc(e.handles, func(h *Certificate) bool { return h == c })
 	if len(e.handles) == 0 {
@@ -296,18 +298,18 @@ func (g *engine) addedIndex() *index {
 	defer g.mu.Unlock()
 	if g.added == nil {
 		g.added = newIndex(changingShards)
-		for c := range g.addedCandidates() {
-			g.added.add(c, c.handle.entry.leaf, false)
+		for c := range g.addedHandles() {
+			g.added.add(c, c.entry.leaf, false)
 		}
 	}
 	return g.added
 }
 
-// addedCandidates returns the handles that Add made, in order. mu must be held.
-func (g *engine) addedCandidates() iter.Seq[*candidate] {
-	return func(yield func(*candidate) bool) {
+// addedHandles returns the handles that Add made, in order. mu must be held.
+func (g *engine) addedHandles() iter.Seq[*Certificate] {
+	return func(yield func(*Certificate) bool) {
 		for c := g.first; c != nil; c = c.next {
-			if c.added && !yield(&c.candidate) {
+			if c.added && !yield(c) {
 				return
 			}
 		}
@@ -325,7 +327,7 @@ func (g *engine) publish(e *entry, r *response) {
 
 func (g *engine) publishTo(c *Certificate, r *response) {
 	if r.revoked && !g.stapleRevoked {
-		c.unstaple(c.shown.Load())
+		c.unstaple()
 	} else {
 		c.setStaple(r.der, r.end)
 	}
@@ -334,7 +336,7 @@ func (g *engine) publishTo(c *Certificate, r *response) {
 // unstaple takes the staples of all handles back, with mu held.
 func (e *entry) unstaple() {
 	for _, c := range e.handles {
-		c.unstaple(c.shown.Load())
+		c.unstaple()
 	}
 }
 

@@ -50,21 +50,14 @@ const (
 // Heads are the candidates for a hello without a name: the first of each kind, and
 // the first of all before the others. sole is that one if there is no other.
 type heads struct {
-	first []*candidate
-	sole  *candidate
+	first []*Certificate
+	sole  *Certificate
 }
 
 // A match is a candidate for a name, and those that come after it.
 type match struct {
-	*candidate
+	*Certificate
 	next *match
-}
-
-// A candidate is a certificate as an index knows it.
-type candidate struct {
-	order  uint64
-	kind   *kind
-	handle *Certificate // nil in the index of an array, where order is the position
 }
 
 // A kind is what ClientHelloInfo.SupportsCertificate looks at in a certificate but
@@ -94,7 +87,7 @@ func newIndex(shards int) *index {
 // choose returns the candidate that crypto/tls would choose for hello, or nil if
 // there are none. tls13 tells whether the server takes TLS 1.3. array has the
 // certificates if the candidates have no handles.
-func (ix *index) choose(hello *tls.ClientHelloInfo, tls13 bool, array []tls.Certificate) *candidate {
+func (ix *index) choose(hello *tls.ClientHelloInfo, tls13 bool, array []tls.Certificate) *Certificate {
 	h := ix.heads.Load()
 	switch {
 	case h.sole != nil:
@@ -115,7 +108,7 @@ func (ix *index) choose(hello *tls.ClientHelloInfo, tls13 bool, array []tls.Cert
 	for {
 		var next *match
 		for i := range found {
-			if m := &found[i]; m.candidate != nil && (next == nil || m.order < next.order) {
+			if m := &found[i]; m.Certificate != nil && (next == nil || m.order < next.order) {
 				next = m
 			}
 		}
@@ -123,7 +116,7 @@ func (ix *index) choose(hello *tls.ClientHelloInfo, tls13 bool, array []tls.Cert
 			return h.first[0]
 		}
 		if next.suits(hello, tls13, array) {
-			return next.candidate
+			return next.Certificate
 		}
 		*next = next.rest()
 	}
@@ -138,7 +131,7 @@ func (m match) rest() match {
 
 // suits reports whether c, one of whose names was asked for, suits hello. What a
 // probe has found holds; all else is for crypto/tls to say.
-func (c *candidate) suits(hello *tls.ClientHelloInfo, tls13 bool, array []tls.Certificate) bool {
+func (c *Certificate) suits(hello *tls.ClientHelloInfo, tls13 bool, array []tls.Certificate) bool {
 	if tls13 {
 		for _, s := range hello.SignatureSchemes {
 			if slices.Contains(c.kind.schemes, s) {
@@ -150,11 +143,11 @@ func (c *candidate) suits(hello *tls.ClientHelloInfo, tls13 bool, array []tls.Ce
 	return hello.SupportsCertificate(cert) == nil
 }
 
-func (c *candidate) certificate(array []tls.Certificate) *tls.Certificate {
-	if c.handle == nil {
-		return &array[c.order]
+func (c *Certificate) certificate(array []tls.Certificate) *tls.Certificate {
+	if cert := c.shown.Load(); cert != nil {
+		return cert
 	}
-	return &c.handle.shown.Load().Certificate
+	return &array[c.order]
 }
 
 // takesTLS13 reports whether a server with config takes TLS 1.3.
@@ -179,7 +172,7 @@ func prefersTLS13(hello *tls.ClientHelloInfo) bool {
 func (ix *index) find(name string) (found [3]match) {
 	if !ix.wild.Load() && name[len(name)-1] != '.' {
 		// A key is in lower case and no address, so that nothing else can match.
-		if m, ok := ix.shard(maphash.String(ix.seed, name))[hostnames][name]; ok {
+		if m, ok := ix.shardOf(name)[hostnames][name]; ok {
 			found[0] = m
 			return found
 		}
@@ -221,7 +214,7 @@ func (ix *index) shard(hash uint64) *shard {
 
 // add makes c, whose leaf is nil if it does not parse, the last candidate. An index
 // that is complete before it is read need not keep those that can never be chosen.
-func (ix *index) add(c *candidate, leaf *x509.Certificate, complete bool) {
+func (ix *index) add(c *Certificate, leaf *x509.Certificate, complete bool) {
 	known := ix.kinds[c.kind] > 0
 	ix.kinds[c.kind]++
 	h := &heads{first: ix.heads.Load().first}
@@ -236,7 +229,7 @@ func (ix *index) add(c *candidate, leaf *x509.Certificate, complete bool) {
 }
 
 // remove removes c. others are the candidates left, in order.
-func (ix *index) remove(c *candidate, leaf *x509.Certificate, others iter.Seq[*candidate]) {
+func (ix *index) remove(c *Certificate, leaf *x509.Certificate, others iter.Seq[*Certificate]) {
 	if ix.kinds[c.kind]--; ix.kinds[c.kind] == 0 {
 		delete(ix.kinds, c.kind)
 	}
@@ -247,7 +240,7 @@ func (ix *index) remove(c *candidate, leaf *x509.Certificate, others iter.Seq[*c
 			if len(h.first) == len(ix.kinds) {
 				break
 			}
-			if !slices.ContainsFunc(h.first, func(f *candidate) bool { return f.kind == o.kind }) {
+			if !slices.ContainsFunc(h.first, func(f *Certificate) bool { return f.kind == o.kind }) {
 				h.first = append(h.first, o)
 			}
 		}
@@ -260,28 +253,28 @@ func (ix *index) remove(c *candidate, leaf *x509.Certificate, others iter.Seq[*c
 }
 
 // with returns m and c after it. Of a kind, only the first is ever chosen.
-func (m match) with(c *candidate, firstOfKind bool) match {
+func (m match) with(c *Certificate, firstOfKind bool) match {
 	switch {
-	case m.candidate == nil:
-		return match{candidate: c}
-	case m.candidate == c, firstOfKind && m.kind == c.kind:
+	case m.Certificate == nil:
+		return match{Certificate: c}
+	case m.Certificate == c, firstOfKind && m.kind == c.kind:
 		return m
 	}
 	rest := m.rest().with(c, firstOfKind)
-	return match{m.candidate, &rest}
+	return match{m.Certificate, &rest}
 }
 
-func (m match) without(c *candidate) match {
+func (m match) without(c *Certificate) match {
 	switch {
-	case m.candidate == nil:
+	case m.Certificate == nil:
 		return m
-	case m.candidate == c:
+	case m.Certificate == c:
 		return m.rest()
 	}
-	if rest := m.rest().without(c); rest.candidate != nil {
-		return match{m.candidate, &rest}
+	if rest := m.rest().without(c); rest.Certificate != nil {
+		return match{m.Certificate, &rest}
 	}
-	return match{candidate: m.candidate}
+	return match{Certificate: m.Certificate}
 }
 
 // edit changes what there is for each name of leaf.
@@ -319,7 +312,7 @@ func (ix *index) update(t table, key string, inPlace bool, change func(match) ma
 	case !inPlace:
 		s[t] = maps.Clone(s[t])
 	}
-	if m := change(s[t][key]); m.candidate != nil {
+	if m := change(s[t][key]); m.Certificate != nil {
 		s[t][key] = m
 	} else {
 		delete(s[t], key)
@@ -474,7 +467,7 @@ func (a *arrays) over(certs []tls.Certificate, kinds *kindTable) *index {
 	ix = newIndex(1)
 	for i := range certs {
 		leaf, _ := parseLeaf(&certs[i])
-		ix.add(&candidate{order: uint64(i), kind: kinds.of(&certs[i])}, leaf, true)
+		ix.add(&Certificate{order: uint64(i), kind: kinds.of(&certs[i])}, leaf, true)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -492,4 +485,11 @@ func (a *arrays) forget(key array) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.indexes, key)
+}
+
+func (ix *index) shardOf(key string) *shard {
+	if len(ix.shards) == 1 {
+		return ix.shards[0].Load()
+	}
+	return ix.shard(maphash.String(ix.seed, key))
 }

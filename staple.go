@@ -168,9 +168,15 @@ func (s *Stapler) Close() error {
 // A Certificate is a handle to a certificate under the care of a [Stapler]. Its
 // methods are safe for concurrent use.
 type Certificate struct {
-	candidate
-	entry *entry
-	shown atomic.Pointer[snapshot]
+	order uint64 // among the certificates to choose from
+	kind  *kind
+	entry *entry // nil: it does not parse
+
+	// What handshakes are given until end, in Unix microseconds. end is 0 if that
+	// has no staple, and changing while both change, which is done under
+	// engine.showing. Where they lie together, a handshake has what it needs at hand.
+	shown atomic.Pointer[tls.Certificate]
+	end   atomic.Int64
 
 	// Guarded by engine.mu.
 	added      bool // by Add: TLSConfig chooses among these where the base has none
@@ -179,55 +185,76 @@ type Certificate struct {
 	next, prev *Certificate
 }
 
-// A snapshot is what handshakes are given until its end, which is zero if it has no
-// staple. It never changes.
-type snapshot struct {
-	end time.Time
-	tls.Certificate
-}
+const changing = -1
 
 // newCertificate returns a handle that shows cert without a staple; as it is if leaf,
 // which it parses to, is nil.
 func newCertificate(cert *tls.Certificate, leaf *x509.Certificate) *Certificate {
 	c := new(Certificate)
-	c.handle = c
-	s := &snapshot{Certificate: *cert}
+	plain := *cert
 	if leaf != nil {
-		s.Leaf, s.OCSPStaple = leaf, nil
+		plain.Leaf, plain.OCSPStaple = leaf, nil
 	}
-	c.shown.Store(s)
+	c.shown.Store(&plain)
 	return c
 }
 
-func (c *Certificate) chain() [][]byte { return c.shown.Load().Certificate.Certificate }
+func (c *Certificate) chain() [][]byte { return c.shown.Load().Certificate }
 
 // setStaple makes handshakes carry der until end.
 func (c *Certificate) setStaple(der []byte, end time.Time) {
-	s := &snapshot{end: end, Certificate: c.shown.Load().Certificate}
-	s.OCSPStaple = der
-	c.shown.Store(s)
+	c.entry.engine.showing.Lock()
+	defer c.entry.engine.showing.Unlock()
+	c.show(der, unixMicro(end))
 }
 
-// unstaple takes the staple back that s has, unless it has been replaced since.
-func (c *Certificate) unstaple(s *snapshot) {
-	if !s.end.IsZero() {
-		plain := &snapshot{Certificate: s.Certificate}
-		plain.OCSPStaple = nil
-		c.shown.CompareAndSwap(s, plain)
+// unstaple makes handshakes carry no staple.
+func (c *Certificate) unstaple() {
+	c.entry.engine.showing.Lock()
+	defer c.entry.engine.showing.Unlock()
+	if c.end.Load() != 0 {
+		c.show(nil, 0)
 	}
+}
+
+// show changes what handshakes are given, with engine.showing held.
+func (c *Certificate) show(der []byte, end int64) {
+	cert := *c.shown.Load()
+	cert.OCSPStaple = der
+	c.end.Store(changing)
+	c.shown.Store(&cert)
+	c.end.Store(end)
 }
 
 // current returns what a handshake at this moment is given.
 func (c *Certificate) current() (cert *tls.Certificate, stapled bool) {
-	s := c.shown.Load()
-	for !s.end.IsZero() {
-		if timeNow().Before(s.end) {
-			return &s.Certificate, true
+	end := c.end.Load()
+	cert = c.shown.Load()
+	if c.end.Load() == end {
+		if end == 0 {
+			return cert, false
 		}
-		c.unstaple(s)
-		s = c.shown.Load()
+		if end > 0 && timeNow().UnixMicro() < end {
+			return cert, true
+		}
 	}
-	return &s.Certificate, false
+	return c.settled()
+}
+
+// settled is current for a certificate whose staple has just ended, or is just changing.
+func (c *Certificate) settled() (cert *tls.Certificate, stapled bool) {
+	c.entry.engine.showing.Lock()
+	defer c.entry.engine.showing.Unlock()
+	if end := c.end.Load(); end != 0 && timeNow().UnixMicro() >= end {
+		c.show(nil, 0)
+	}
+	return c.shown.Load(), c.end.Load() != 0
+}
+
+// unixMicro returns t in Unix microseconds, of those after 1970 that there are.
+func unixMicro(t time.Time) int64 {
+	const year9999 = 253402300799
+	return min(max(t.Unix(), 1), year9999)*1e6 + int64(t.Nanosecond()/1e3)
 }
 
 // TLS returns the certificate as a handshake would be given it now: stapled while

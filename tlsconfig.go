@@ -134,7 +134,7 @@ func (w *wrapper) register(certs []tls.Certificate) (known []*Certificate) {
 			known = append(known, c)
 		}
 		c.kind = g.kinds.of(&certs[i])
-		index.add(&c.candidate, leaf, true)
+		index.add(c, leaf, true)
 		ch.handles[i] = c
 		if ch.pointed != nil {
 			ch.pointed[&certs[i]] = c
@@ -185,10 +185,10 @@ func (w *wrapper) getCertificate(ch *chooser, hello *tls.ClientHelloInfo) (*tls.
 		switch {
 		case c == nil:
 			return nil, nil
-		case c.handle == nil:
+		case c.shown.Load() == nil:
 			return w.engine.serveReturned(hello.Context(), &ch.certs[c.order], w.owner, hello)
 		}
-		return w.serve(c.handle, hello)
+		return w.serve(c, hello)
 	case len(ch.handles) > 0:
 		return w.serve(ch.handles[0], hello)
 	case len(ch.certs) > 0:
@@ -215,7 +215,7 @@ func byName(certs map[string]*tls.Certificate, name string) *tls.Certificate {
 // serve serves a certificate that has a handle.
 func (w *wrapper) serve(c *Certificate, hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if c.entry == nil { // it does not parse
-		return &c.shown.Load().Certificate, nil
+		return c.shown.Load(), nil
 	}
 	cert, _, err := c.entry.serve(hello.Context(), c, hello, w.until)
 	return cert, err
@@ -231,7 +231,7 @@ func (w *wrapper) getClientCertificate(info *tls.CertificateRequestInfo) (*tls.C
 		return w.engine.serveReturned(info.Context(), cert, w.owner, nil)
 	}
 	for _, c := range w.base.handles {
-		cert := &c.shown.Load().Certificate
+		cert := c.shown.Load()
 		if info.SupportsCertificate(cert) != nil {
 			continue
 		}
