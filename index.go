@@ -361,7 +361,7 @@ func parseAddress(name string) (addr netip.Addr, ok bool) {
 		return addr, false
 	}
 	last := name[len(name)-1]
-	if (last < '0' || last > '9') && strings.IndexByte(name, ':') < 0 {
+	if (last < '0' || last > '9') && last != ']' && strings.IndexByte(name, ':') < 0 {
 		return addr, false // spares a host's name the error
 	}
 	if len(name) >= 3 && name[0] == '[' && last == ']' {
