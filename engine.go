@@ -458,7 +458,7 @@ func (g *engine) adopt(e *entry, r *response, stored bool) {
 		e.setDue(refreshTime(r, now))
 		e.settled = e.settled || e.due.After(now)
 	}
-	g.announce(e, r, 0)
+	g.announce(e, r, outcome{})
 	g.reschedule(e)
 	e.changed.broadcast()
 }

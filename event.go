@@ -58,6 +58,7 @@ type Event struct {
 	Certificate *Certificate  // the oldest handle to the leaf
 	Status      Status        // just after the event
 	Duration    time.Duration // of the round that led to it; 0: none did
+	Fetched     bool          // the Fetcher was asked for a response in that round
 	Err         error         // of a round that failed
 }
 
@@ -172,13 +173,13 @@ func (g *engine) log(level slog.Level, message string, e *entry, attrs ...slog.A
 }
 
 // announce tells of r, which is held from now on, with mu held.
-func (g *engine) announce(e *entry, r *response, d time.Duration) {
+func (g *engine) announce(e *entry, r *response, o outcome) {
 	g.setWarn(e, wall())
 	kind := Stapled
 	if r.revoked {
 		kind = Revoked
 	}
-	g.emit(e, Event{Kind: kind, Duration: d})
+	g.emit(e, o.event(kind))
 }
 
 // setWarn sets when to look at the staple of e next: when a quarter, and when a

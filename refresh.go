@@ -50,6 +50,15 @@ type outcome struct {
 	began     time.Time
 }
 
+// event returns the event that tells of o.
+func (o outcome) event(kind EventKind) Event {
+	ev := Event{Kind: kind, Fetched: o.asked, Err: o.err}
+	if !o.began.IsZero() {
+		ev.Duration = time.Since(o.began)
+	}
+	return ev
+}
+
 // round asks for a response to e once and draws the conclusions: publish, then store.
 func (g *engine) round(e *entry) {
 	began := time.Now()
@@ -246,10 +255,6 @@ func (g *engine) conclude(e *entry, o outcome) {
 	e.err = o.err
 	e.final = o.final
 	e.forced, e.peek = false, false
-	duration := time.Duration(0)
-	if !o.began.IsZero() {
-		duration = time.Since(o.began)
-	}
 	switch {
 	case o.err == nil:
 		e.failures = 0
@@ -266,10 +271,10 @@ func (g *engine) conclude(e *entry, o outcome) {
 				due = unchangedTime(r, now) // it is what there is: not to be asked for again at once
 			}
 			e.setDue(due)
-			g.announce(e, r, duration)
+			g.announce(e, r, o)
 		case e.held != nil:
 			e.setDue(unchangedTime(e.held, now))
-			g.emit(e, Event{Kind: Unchanged, Duration: duration})
+			g.emit(e, o.event(Unchanged))
 		default:
 			e.due = now.Add(minPause) // what was held is gone since: the clock was set
 		}
@@ -286,7 +291,7 @@ func (g *engine) conclude(e *entry, o outcome) {
 		if !o.final {
 			e.setDue(now.Add(e.backoff(o.err, now)))
 		}
-		g.emit(e, Event{Kind: Failed, Duration: duration, Err: o.err})
+		g.emit(e, o.event(Failed))
 	}
 	if g.closed || e.gone {
 		e.due = time.Time{}
