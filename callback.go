@@ -112,7 +112,7 @@ func (g *engine) recognize(cert *tls.Certificate, o *owner) *sighting {
 	}
 	c := newCertificate(cert, leaf)
 	c.returned = true
-	if !g.register(c, cert.OCSPStaple, false) {
+	if !g.register(c, leaf, cert.OCSPStaple, false) {
 		return nil
 	}
 	if len(cert.OCSPStaple) > 0 {

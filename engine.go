@@ -171,10 +171,9 @@ func (r *response) newer(old *response) bool {
 	return r.revoked && !old.revoked
 }
 
-// register makes c, which came with the staple carried, one of the engine's
+// register makes c, which has leaf and came with the staple carried, one of the engine's
 // handles. It reports whether the engine is open. Rounds begin with launch.
-func (g *engine) register(c *Certificate, carried []byte, added bool) bool {
-	leaf := c.shown.Load().Leaf
+func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte, added bool) bool {
 	key := sha256.Sum256(leaf.Raw)
 	g.mu.Lock()
 	defer g.mu.Unlock()

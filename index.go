@@ -467,7 +467,7 @@ func (a *arrays) over(certs []tls.Certificate, kinds *kindTable) *index {
 	ix = newIndex(1)
 	for i := range certs {
 		leaf, _ := parseLeaf(&certs[i])
-		ix.add(&Certificate{order: uint64(i), kind: kinds.of(&certs[i])}, leaf, true)
+		ix.add(&Certificate{order: uint64(i), kind: kinds.of(&certs[i])}, namesLeaf(&certs[i], leaf), true)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -113,9 +113,10 @@ func (s *Stapler) Add(cert tls.Certificate) (*Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
+	cert.Leaf = leaf
 	c := newCertificate(&cert, leaf)
 	c.kind = g.kinds.of(&cert)
-	if !g.register(c, cert.OCSPStaple, true) {
+	if !g.register(c, leaf, cert.OCSPStaple, true) {
 		return nil, fmt.Errorf("staple: cannot add %s: %w", describe(leaf), ErrClosed)
 	}
 	g.preload([]*Certificate{c})
@@ -193,7 +194,7 @@ func newCertificate(cert *tls.Certificate, leaf *x509.Certificate) *Certificate 
 	c := new(Certificate)
 	plain := *cert
 	if leaf != nil {
-		plain.Leaf, plain.OCSPStaple = leaf, nil
+		plain.Leaf, plain.OCSPStaple = namesLeaf(cert, leaf), nil
 	}
 	c.shown.Store(&plain)
 	return c
@@ -394,6 +395,15 @@ func parseChain(cert *tls.Certificate) (*x509.Certificate, error) {
 		}
 	}
 	return leaf, nil
+}
+
+// namesLeaf returns the certificate from which crypto/tls takes the names of cert,
+// whose leaf is given: Leaf, even if it is not that of the chain.
+func namesLeaf(cert *tls.Certificate, leaf *x509.Certificate) *x509.Certificate {
+	if cert.Leaf != nil {
+		return cert.Leaf
+	}
+	return leaf
 }
 
 // parseLeaf returns the parsed leaf of cert. cert.Leaf is used if it really is

@@ -129,12 +129,11 @@ func (w *wrapper) register(certs []tls.Certificate) (known []*Certificate) {
 		case err != nil:
 			g.logger.LogAttrs(context.Background(), slog.LevelWarn, "staple: a certificate of a tls.Config is not stapled",
 				slog.Int("index", i), slog.Any("error", err))
-			c.order = uint64(i)
-		case g.register(c, certs[i].OCSPStaple, false):
+		case g.register(c, leaf, certs[i].OCSPStaple, false):
 			known = append(known, c)
 		}
-		c.kind = g.kinds.of(&certs[i])
-		index.add(c, leaf, true)
+		c.order, c.kind = uint64(i), g.kinds.of(&certs[i])
+		index.add(c, namesLeaf(&certs[i], leaf), true)
 		ch.handles[i] = c
 		if ch.pointed != nil {
 			ch.pointed[&certs[i]] = c
