@@ -95,7 +95,7 @@ func TestCarefulRefusesWhatVerifyRefuses(t *testing.T) {
 
 func TestRunPrintsTheTable(t *testing.T) {
 	var out strings.Builder
-	require.NoError(t, run(&out, "1x", []string{"verify"}))
+	require.NoError(t, run(&out, "1x", 1, []string{"verify"}))
 	lines := strings.Split(out.String(), "\n")
 	require.Len(t, lines, 1+1+6+1, out.String())
 	require.Regexp(t, `^\w+/\w+, .+, \d+ cores, go`, lines[0])
@@ -110,16 +110,17 @@ func TestRunPrintsTheTable(t *testing.T) {
 func TestRunRefusesWhatItCannotPrint(t *testing.T) {
 	for _, test := range []struct {
 		name, benchtime string
+		most            int
 		args            []string
 		want            string
 	}{
-		{"no table", "1x", nil, "no table given, want some of: verify"},
-		{"an unknown table", "1x", []string{"verify", "nonsense"}, `no table "nonsense", want some of: verify`},
-		{"no time", "soon", []string{"verify"}, "-benchtime soon: "},
+		{"an unknown table", "1x", 1, []string{"verify", "nonsense"}, `no table "nonsense", want some of: first handshake memory select verify`},
+		{"no certificates", "1x", 0, nil, "-most 0: "},
+		{"no time", "soon", 1, []string{"verify"}, "-benchtime soon: "},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var out strings.Builder
-			require.ErrorContains(t, run(&out, test.benchtime, test.args), test.want)
+			require.ErrorContains(t, run(&out, test.benchtime, test.most, test.args), test.want)
 			require.Empty(t, out.String())
 		})
 	}
@@ -137,13 +138,13 @@ func TestMeasureKeepsTheFastestRoundAndErrors(t *testing.T) {
 		}},
 		{"slow", func() error { calls[1]++; time.Sleep(10 * time.Millisecond); return nil }},
 	}
-	results, err := measure(contenders)
+	results, err := measure(rounds, contenders)
 	require.NoError(t, err)
 	require.Less(t, nsPerCall(results[0]), 10e6)
 	require.GreaterOrEqual(t, nsPerCall(results[1]), 10e6)
 	require.Equal(t, [2]int{rounds, rounds}, calls)
 
 	contenders[1].call = func() error { return errors.New("refused") }
-	_, err = measure(contenders)
+	_, err = measure(rounds, contenders)
 	require.EqualError(t, err, "slow: refused")
 }

@@ -93,14 +93,14 @@ func (v verification) careful() error {
 	return nil
 }
 
-func verifyTable(w io.Writer) error {
+func verifyTable(w io.Writer, _ int) error {
 	var rows [][]string
 	for _, v := range verifications() {
 		contenders, err := v.contenders()
 		if err != nil {
 			return err
 		}
-		results, err := measure(contenders)
+		results, err := measure(rounds, contenders)
 		if err != nil {
 			return fmt.Errorf("%s: %w", v.name, err)
 		}
