@@ -423,7 +423,8 @@ func (d *draw) certificate(b *batch, sp *specimen, names *[]string) tls.Certific
 	if d.chance(20, "SignedCertificateTimestamps") {
 		c.SignedCertificateTimestamps = [][]byte{sp.Leaf.RawSubject}
 	}
-	if d.chance(5, "a key in hardware") {
+	_, decrypts := c.PrivateKey.(crypto.Decrypter) // which one in hardware does not
+	if d.chance(8, "a key in hardware") || decrypts && d.IntN(2) == 0 {
 		c.PrivateKey = &opaqueSigner{c.PrivateKey.(crypto.Signer)}
 	} else if d.chance(30, "another's key") {
 		c.PrivateKey = one(d, b.specimens).PrivateKey
