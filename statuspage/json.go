@@ -1,0 +1,129 @@
+package statuspage
+
+import (
+	"time"
+)
+
+// A List is what ?format=json answers: a page of certificates, the worst first. Times
+// in this and the other types are in UTC, in whole seconds, and left out where there
+// is none; text is as it is in the certificate and was not made safe for a terminal.
+type List struct {
+	Time         time.Time      `json:"time"`     // when this was true
+	Total        int            `json:"total"`    // certificates that the Stapler has
+	States       map[string]int `json:"states"`   // how many of these are in each state, with all states
+	Matching     int            `json:"matching"` // certificates that q and state find
+	Page         int            `json:"page"`
+	Pages        int            `json:"pages"` // at least 1
+	Certificates []Certificate  `json:"certificates"`
+}
+
+// A Certificate is the state of one leaf, however many handles the Stapler has for it.
+type Certificate struct {
+	ID         string    `json:"id"` // SHA-256 of the DER, in hexadecimal
+	State      string    `json:"state"`
+	Names      []string  `json:"names"` // DNS names, IP addresses, URIs and mail addresses
+	Subject    string    `json:"subject"`
+	Issuer     string    `json:"issuer"`
+	Serial     string    `json:"serial"` // in hexadecimal
+	NotBefore  time.Time `json:"notBefore"`
+	NotAfter   time.Time `json:"notAfter"`
+	Responders []string  `json:"responders"` // URLs in the certificate
+	Handles    int       `json:"handles"`
+
+	// As in staple.Status.
+	MustStaple  bool      `json:"mustStaple"`
+	Stapled     bool      `json:"stapled"`
+	Revoked     bool      `json:"revoked"`
+	ThisUpdate  time.Time `json:"thisUpdate,omitzero"`
+	Expires     time.Time `json:"expires,omitzero"`
+	NextRefresh time.Time `json:"nextRefresh,omitzero"`
+	LastAttempt time.Time `json:"lastAttempt,omitzero"`
+	Responder   string    `json:"responder,omitempty"` // the URL that answered last
+	Failures    int       `json:"failures"`
+	Unstapled   uint64    `json:"unstapled"`
+	Error       string    `json:"error,omitempty"` // of the last attempt
+}
+
+// A Detail is what ?cert=ID&format=json answers.
+type Detail struct {
+	Time time.Time `json:"time"`
+	Certificate
+	Response *Response `json:"response,omitempty"` // that is stapled
+}
+
+// A Response is an OCSP response that is stapled.
+type Response struct {
+	Status             string    `json:"status,omitempty"` // good or revoked
+	RevokedAt          time.Time `json:"revokedAt,omitzero"`
+	RevocationReason   string    `json:"revocationReason,omitempty"` // by its name in RFC 5280, such as keyCompromise
+	ThisUpdate         time.Time `json:"thisUpdate,omitzero"`
+	NextUpdate         time.Time `json:"nextUpdate,omitzero"`
+	ProducedAt         time.Time `json:"producedAt,omitzero"`
+	ResponderName      string    `json:"responderName,omitempty"`    // the responderID, which is either this
+	ResponderKeyHash   string    `json:"responderKeyHash,omitempty"` // or this, in hexadecimal
+	Signer             string    `json:"signer,omitempty"`           // subject of the signer's certificate, if that is known
+	SignerNotAfter     time.Time `json:"signerNotAfter,omitzero"`
+	SignatureAlgorithm string    `json:"signatureAlgorithm,omitempty"`
+	Hash               string    `json:"hash,omitempty"`  // of the CertID, such as SHA-1
+	Size               int       `json:"size"`            // in bytes
+	Error              string    `json:"error,omitempty"` // why it could not be decoded here
+}
+
+func seconds(t time.Time) time.Time {
+	if t.IsZero() {
+		return t
+	}
+	return t.UTC().Truncate(time.Second)
+}
+
+func (l *list) json() List {
+	out := List{
+		Time:         seconds(l.now),
+		Total:        l.Total,
+		States:       make(map[string]int, states),
+		Matching:     l.matching,
+		Page:         l.page,
+		Pages:        l.Pages(),
+		Certificates: make([]Certificate, 0, len(l.rows)),
+	}
+	for s, n := range l.counts {
+		out.States[state(s).String()] = n
+	}
+	for _, c := range l.Certificates() {
+		out.Certificates = append(out.Certificates, c.json())
+	}
+	return out
+}
+
+func (c *certificate) json() Certificate {
+	out := Certificate{
+		ID:          c.ID,
+		State:       c.State.String(),
+		Names:       allNames(c.Leaf),
+		Subject:     c.Leaf.Subject.String(),
+		Issuer:      c.Leaf.Issuer.String(),
+		Serial:      c.Serial(),
+		NotBefore:   seconds(c.Leaf.NotBefore),
+		NotAfter:    seconds(c.Leaf.NotAfter),
+		Responders:  append([]string{}, c.Leaf.OCSPServer...),
+		Handles:     c.Handles,
+		MustStaple:  c.MustStaple,
+		Stapled:     c.Stapled,
+		Revoked:     c.Revoked,
+		ThisUpdate:  seconds(c.Status.ThisUpdate),
+		Expires:     seconds(c.Status.Expires),
+		NextRefresh: seconds(c.Status.NextRefresh),
+		LastAttempt: seconds(c.Status.LastAttempt),
+		Responder:   c.Status.Responder,
+		Failures:    c.Failures,
+		Unstapled:   c.Unstapled,
+	}
+	if c.Err != nil {
+		out.Error = c.Err.Error()
+	}
+	return out
+}
+
+func (d *detail) json() Detail {
+	return Detail{Time: seconds(d.now), Certificate: d.certificate.json(), Response: d.Decoded()}
+}

@@ -1,0 +1,216 @@
+package statuspage
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/x509"
+	"errors"
+	"math/big"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-staple/staple"
+)
+
+// A state is what the package documentation says, the worst first.
+type state uint8
+
+const (
+	mustStapleMissing state = iota
+	notStapled
+	revoked
+	ending
+	failing
+	waiting
+	good
+	noResponder
+	states
+)
+
+var stateTexts = [states]struct{ name, label, meaning string }{
+	mustStapleMissing: {"must-staple-missing", "Must-Staple missing",
+		"Handshakes go without a staple, and clients that honour Must-Staple refuse the certificate."},
+	notStapled: {"not-stapled", "Not stapled", "Handshakes go without a staple."},
+	revoked:    {"revoked", "Revoked", "The issuer has revoked the certificate."},
+	ending: {"ending", "Ending soon",
+		"Handshakes are stapled, but less than a quarter of the validity is left, and no newer response has come."},
+	failing:     {"failing", "Refresh fails", "Handshakes are stapled, but the last attempt to get a newer response failed."},
+	waiting:     {"waiting", "Waiting", "The first response has not come yet. Until then, handshakes go without."},
+	good:        {"good", "Good", "Handshakes are stapled."},
+	noResponder: {"no-responder", "No responder", "There is nobody to ask, so the certificate is served as it is."},
+}
+
+func (s state) String() string  { return stateTexts[s].name }
+func (s state) Label() string   { return stateTexts[s].label }
+func (s state) Meaning() string { return stateTexts[s].meaning }
+
+func stateNamed(name string) (state, bool) {
+	for s := range states {
+		if s.String() == name {
+			return s, true
+		}
+	}
+	return 0, false
+}
+
+func stateOf(st *staple.Status, now time.Time) state {
+	switch {
+	case st.Revoked:
+		return revoked
+	case st.Stapled && !st.Expires.IsZero() && st.Expires.Sub(now) < st.Expires.Sub(st.ThisUpdate)/4:
+		return ending
+	case st.Stapled && st.Failures > 0:
+		return failing
+	case st.Stapled:
+		return good
+	case st.MustStaple:
+		return mustStapleMissing
+	case errors.Is(st.Err, staple.ErrNoResponder):
+		return noResponder
+	case st.Err == nil && st.ThisUpdate.IsZero():
+		return waiting
+	}
+	return notStapled
+}
+
+// A row is a leaf, small because there are many.
+type row struct {
+	certificate *staple.Certificate // the oldest handle
+	end         int64
+	order       int32
+	handles     int32
+	state       state
+}
+
+// A list is a page of certificates.
+type list struct {
+	query
+	now      time.Time
+	Total    int
+	counts   [states]int
+	matching int
+	rows     []row // of this page
+}
+
+// list finds what q asks for. It looks at every certificate, but formats none.
+func (h *Handler) list(q query, now time.Time) *list {
+	l := &list{query: q, now: now}
+	certificates := slices.Collect(h.Stapler.Certificates())
+	seen := make(map[*x509.Certificate]int32, len(certificates)) // the Status of all handles to a leaf has the same Leaf
+	rows := make([]row, 0, len(certificates))
+	m := newMatcher(q.words)
+	for _, c := range certificates {
+		st := c.Status()
+		if i, ok := seen[st.Leaf]; ok {
+			if i >= 0 {
+				rows[i].handles++
+			}
+			continue
+		}
+		s := stateOf(&st, now)
+		l.Total++
+		l.counts[s]++
+		if q.filtered && s != q.state || !m.matches(&st, s) {
+			seen[st.Leaf] = -1
+			continue
+		}
+		seen[st.Leaf] = int32(len(rows))
+		rows = append(rows, row{c, st.Expires.Unix(), int32(len(rows)), 1, s})
+	}
+	slices.SortFunc(rows, func(a, b row) int {
+		return cmp.Or(cmp.Compare(a.state, b.state), cmp.Compare(a.end, b.end), cmp.Compare(a.order, b.order))
+	})
+	l.matching = len(rows)
+	first := min((q.page-1)*q.per, len(rows))
+	l.rows = rows[first:min(first+q.per, len(rows))]
+	return l
+}
+
+// A matcher tells which certificates a search finds. It remembers what many have in common.
+type matcher struct {
+	words   []word
+	issuers map[string]string // their names in lower case, by DER
+	buf     []byte
+}
+
+type word struct {
+	text   string // in lower case
+	serial []byte // the same without colons, if it may be part of a serial number
+}
+
+func newMatcher(words string) *matcher {
+	m := &matcher{issuers: make(map[string]string)}
+	for _, text := range strings.Fields(strings.ToLower(words)) {
+		w := word{text: text}
+		if digits := strings.ReplaceAll(text, ":", ""); digits != "" && strings.Trim(digits, "0123456789abcdef") == "" {
+			w.serial = []byte(digits)
+		}
+		m.words = append(m.words, w)
+	}
+	return m
+}
+
+func (m *matcher) matches(st *staple.Status, s state) bool {
+	for i := range m.words {
+		if !m.finds(&m.words[i], st, s) {
+			return false
+		}
+	}
+	return true
+}
+
+func (m *matcher) finds(w *word, st *staple.Status, s state) bool {
+	leaf := st.Leaf
+	has := func(text string) bool { return strings.Contains(strings.ToLower(text), w.text) }
+	if slices.ContainsFunc(leaf.DNSNames, has) || has(leaf.Subject.CommonName) {
+		return true
+	}
+	if w.serial != nil && leaf.SerialNumber != nil {
+		if m.buf = appendSerial(m.buf[:0], leaf.SerialNumber); bytes.Contains(m.buf, w.serial) {
+			return true
+		}
+	}
+	if has(st.Responder) || slices.ContainsFunc(leaf.OCSPServer, has) || has(s.String()) || has(s.Label()) {
+		return true
+	}
+	issuer, ok := m.issuers[string(leaf.RawIssuer)]
+	if !ok {
+		issuer = strings.ToLower(leaf.Issuer.String())
+		m.issuers[string(leaf.RawIssuer)] = issuer
+	}
+	if strings.Contains(issuer, w.text) {
+		return true
+	}
+	for _, ip := range leaf.IPAddresses {
+		if has(ip.String()) {
+			return true
+		}
+	}
+	for _, u := range leaf.URIs {
+		if has(u.String()) {
+			return true
+		}
+	}
+	return slices.ContainsFunc(leaf.EmailAddresses, has) || len(leaf.Subject.Names) > 1 && has(leaf.Subject.String())
+}
+
+// appendSerial appends n in hexadecimal, in whole bytes.
+func appendSerial(b []byte, n *big.Int) []byte {
+	if (n.BitLen()+3)/4%2 == 1 {
+		b = append(b, '0')
+	}
+	return n.Append(b, 16)
+}
+
+// allNames returns what a certificate is good for, as text.
+func allNames(leaf *x509.Certificate) []string {
+	names := slices.Clone(leaf.DNSNames)
+	for _, ip := range leaf.IPAddresses {
+		names = append(names, ip.String())
+	}
+	for _, u := range leaf.URIs {
+		names = append(names, u.String())
+	}
+	return append(names, leaf.EmailAddresses...)
+}

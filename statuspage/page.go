@@ -1,0 +1,232 @@
+package statuspage
+
+import (
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"html/template"
+	"time"
+
+	"github.com/go-staple/staple"
+)
+
+//go:embed style.css
+var style string
+
+//go:embed page.html
+var source string
+
+var pages = template.Must(template.New("").Funcs(template.FuncMap{
+	"style":     func() template.CSS { return template.CSS(style) },
+	"thousands": thousands,
+	"visible":   visible,
+}).Parse(source))
+
+// A page is what the templates are given.
+type page struct {
+	Host    string
+	Refresh bool
+	Data    any
+}
+
+type failure struct{ Status, Text string }
+
+// A certificate is one that is shown.
+type certificate struct {
+	staple.Status
+	ID      string
+	State   state
+	Handles int
+	now     time.Time
+}
+
+func newCertificate(c *staple.Certificate, handles int, now time.Time) certificate {
+	sum := sha256.Sum256(c.TLS().Certificate[0])
+	out := certificate{Status: c.Status(), ID: hex.EncodeToString(sum[:]), Handles: handles, now: now}
+	out.State = stateOf(&out.Status, now)
+	return out
+}
+
+// Serial returns the serial number in hexadecimal.
+func (c *certificate) Serial() string {
+	if c.Leaf.SerialNumber == nil {
+		return ""
+	}
+	return string(appendSerial(nil, c.Leaf.SerialNumber))
+}
+
+func (c *certificate) names() []string {
+	names := allNames(c.Leaf)
+	if len(names) == 0 {
+		names = append(names, c.Leaf.Subject.String())
+	}
+	if names[0] == "" {
+		names[0] = "(no name)"
+	}
+	return names
+}
+
+// Name is the first name, and Others are some more.
+func (c *certificate) Name() label { return newLabel(c.names()[0], 80) }
+
+func (c *certificate) Others() label {
+	names := c.names()[1:]
+	text := ""
+	for i, name := range names {
+		if i > 0 {
+			text += ", "
+		}
+		if text += name; len(text) > 1000 {
+			break
+		}
+	}
+	return newLabel(text, 60)
+}
+
+func (c *certificate) OtherCount() int { return len(c.names()) - 1 }
+
+// AllNames are all names, for the page of a certificate.
+func (c *certificate) AllNames() []label {
+	var all []label
+	for _, name := range c.names() {
+		all = append(all, newLabel(name, 200))
+	}
+	return all
+}
+
+// IssuerName is what an issuer is called for short.
+func (c *certificate) IssuerName() label {
+	name := c.Leaf.Issuer.CommonName
+	if name == "" {
+		name = c.Leaf.Issuer.String()
+	}
+	l := newLabel(name, 60)
+	l.Title = visible(c.Leaf.Issuer.String(), 1000)
+	return l
+}
+
+// ResponderText is the URL that answered last, or else those in the certificate.
+func (c *certificate) ResponderText() label {
+	if c.Responder == "" && len(c.Leaf.OCSPServer) > 0 {
+		return newLabel(c.Leaf.OCSPServer[0], 80)
+	}
+	return newLabel(c.Responder, 80)
+}
+
+// At returns t as seen when c was looked at.
+func (c *certificate) At(t time.Time) moment { return moment{t, c.now} }
+
+func (c *certificate) Time() moment      { return c.At(c.now) }
+func (c *certificate) From() moment      { return c.At(c.ThisUpdate) }
+func (c *certificate) End() moment       { return c.At(c.Expires) }
+func (c *certificate) Next() moment      { return c.At(c.NextRefresh) }
+func (c *certificate) Last() moment      { return c.At(c.LastAttempt) }
+func (c *certificate) NotBefore() moment { return c.At(c.Leaf.NotBefore) }
+func (c *certificate) NotAfter() moment  { return c.At(c.Leaf.NotAfter) }
+
+func (c *certificate) Bar() *bar { return newBar(c.ThisUpdate, c.Expires, c.NextRefresh, c.now) }
+
+func (c *certificate) Error() label      { return errorText(c.Err, 240) }
+func (c *certificate) LongError() string { return errorText(c.Err, 4000).Text }
+
+func (c *certificate) NoResponder() bool { return errors.Is(c.Err, staple.ErrNoResponder) }
+func (c *certificate) Retrying() bool    { return c.Failures > 0 || !c.Stapled && !c.Revoked }
+
+func (f failure) Title() string { return f.Status }
+
+func (d *detail) Title() string { return d.Name().Text }
+func (d *detail) Asked() string { return d.asked }
+
+func (l *list) Time() moment       { return moment{l.now, l.now} }
+func (l *list) Words() string      { return l.words }
+func (l *list) WordsLabel() string { return visible(l.words, 80) }
+func (l *list) Filtered() bool     { return l.filtered }
+func (l *list) Filter() state      { return l.state }
+func (l *list) Narrowed() bool     { return l.words != "" || l.filtered }
+func (l *list) Matching() int      { return l.matching }
+func (l *list) Page() int          { return l.page }
+func (l *list) Pages() int         { return max((l.matching+l.per-1)/l.per, 1) }
+
+func (l *list) Title() string {
+	if n := l.Attention(); n > 0 {
+		return "(" + thousands(n) + ") OCSP staples"
+	}
+	return "OCSP staples"
+}
+
+// Attention returns how many certificates need attention.
+func (l *list) Attention() int {
+	n := 0
+	for _, count := range l.counts[:waiting] {
+		n += count
+	}
+	return n
+}
+
+func (l *list) Summary() string {
+	certificates := "certificates"
+	if l.Total == 1 {
+		certificates = "certificate"
+	}
+	switch n := l.Attention(); {
+	case l.Total == 0:
+		return "There are no certificates yet."
+	case n == 0:
+		return "Nothing needs attention: " + thousands(l.Total) + " " + certificates + "."
+	case n == 1:
+		return "1 of " + thousands(l.Total) + " " + certificates + " needs attention."
+	default:
+		return thousands(n) + " of " + thousands(l.Total) + " " + certificates + " need attention."
+	}
+}
+
+// A chip is a link to the certificates in one state, or to all.
+type chip struct {
+	State        state
+	All, Current bool
+	Count        int
+	Link         string
+}
+
+// Chips are those of the states that some certificate is in.
+func (l *list) Chips() []chip {
+	chips := []chip{{All: true, Current: !l.filtered, Count: l.Total, Link: l.in(0, false).link(1)}}
+	for s := range states {
+		current := l.filtered && l.state == s
+		if l.counts[s] > 0 || current {
+			chips = append(chips, chip{State: s, Current: current, Count: l.counts[s], Link: l.in(s, true).link(1)})
+		}
+	}
+	return chips
+}
+
+func (l *list) Certificates() []*certificate {
+	all := make([]*certificate, len(l.rows))
+	for i, r := range l.rows {
+		c := newCertificate(r.certificate, int(r.handles), l.now)
+		all[i] = &c
+	}
+	return all
+}
+
+// First, Previous, Next and Last are links to other pages, empty where there are none.
+func (l *list) First() string    { return l.to(1, l.page > 1) }
+func (l *list) Previous() string { return l.to(min(l.page-1, l.Pages()), l.page > 1) }
+func (l *list) Next() string     { return l.to(l.page+1, l.page < l.Pages()) }
+func (l *list) Last() string     { return l.to(l.Pages(), l.page != l.Pages()) }
+
+func (l *list) to(page int, exists bool) string {
+	if !exists {
+		return ""
+	}
+	return l.link(page)
+}
+
+func (l *list) JSONLink() string {
+	link := l.link(l.page)
+	if link != "?" {
+		link += "&"
+	}
+	return link + "format=json"
+}
