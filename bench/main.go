@@ -18,8 +18,8 @@
 //
 // select is the choice of the certificate for a TLS 1.3 hello, as crypto/tls's client sends it. Each certificate
 // has one name, and each name is asked for in turn, in a random order that is the same for all. Compared
-// with: a map from the name to the certificate, behind an atomic pointer, and a look at the clock. What
-// crypto/tls does with Config.Certificates takes time by the position: four, evenly spread, are asked for.
+// with: a map from the name to the certificate and the end of its staple, behind an atomic pointer, and a look
+// at the clock. What crypto/tls does with Config.Certificates takes time by the position: four, evenly spread, are asked for.
 //
 // verify is the cost of judging a response, with [staple.ResponseVerifier], with golang.org/x/crypto/ocsp
 // and the checks that it leaves to its caller. Compared with: the bare signature checks, which none can do

@@ -83,19 +83,22 @@ func (f *fleet) stapled() []tls.Certificate {
 	return certs
 }
 
-// bare looks the name up in a map, and whether the staples have ended at the clock.
+// bare looks the name up in a map, and at the clock whether the staple has ended.
 func bare(names []string, certs []tls.Certificate) getCertificate {
-	m := make(map[string]*tls.Certificate, len(certs))
-	for i, name := range names {
-		cert := certs[i]
-		m[name] = &cert
+	type current struct {
+		end  time.Time
+		cert tls.Certificate
 	}
-	var p atomic.Pointer[map[string]*tls.Certificate]
-	p.Store(&m)
 	end := time.Now().Add(24 * time.Hour).Round(0)
+	m := make(map[string]*current, len(certs))
+	for i, name := range names {
+		m[name] = &current{end, certs[i]}
+	}
+	var p atomic.Pointer[map[string]*current]
+	p.Store(&m)
 	return func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		if cert := (*p.Load())[hello.ServerName]; cert != nil && time.Now().Before(end) {
-			return cert, nil
+		if c := (*p.Load())[hello.ServerName]; c != nil && time.Now().Before(c.end) {
+			return &c.cert, nil
 		}
 		return nil, nil
 	}
