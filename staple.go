@@ -232,7 +232,7 @@ func (c *Certificate) current() (cert *tls.Certificate, stapled bool) {
 	end := c.end.Load()
 	cert = c.shown.Load()
 	if c.end.Load() == end {
-		if end == 0 {
+		if end == 0 && cert.OCSPStaple == nil { // or it has come and gone in between
 			return cert, false
 		}
 		if end > 0 && timeNow().UnixMicro() < end {
