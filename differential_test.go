@@ -241,6 +241,7 @@ type specimen struct {
 type batch struct {
 	stapler   *staple.Stapler
 	specimens []*specimen
+	rsa       []*specimen // those with such a key
 	byLeaf    map[string]*specimen
 	warm      bool // every certificate has its staple
 	kept      []*tls.Config
@@ -252,6 +253,9 @@ func newBatch(t *testing.T, d *draw, warm bool) *batch {
 		sp := d.specimen()
 		b.specimens = append(b.specimens, sp)
 		b.byLeaf[string(sp.Leaf.Raw)] = sp
+		if sp.Leaf.PublicKeyAlgorithm == x509.RSA {
+			b.rsa = append(b.rsa, sp)
+		}
 	}
 	b.stapler = &staple.Stapler{
 		Fetcher: staple.FetcherFunc(func(_ context.Context, req *staple.Request) ([]byte, error) {
@@ -453,9 +457,13 @@ func (d *draw) certificate(b *batch, sp *specimen, names *[]string) tls.Certific
 }
 
 func (d *draw) certificates(b *batch, n int, names *[]string) (certs []tls.Certificate) {
+	all := b.specimens
+	if len(b.rsa) > 0 && d.chance(5, "RSA alone") { // whose kinds are many
+		all = b.rsa
+	}
 	var from []*specimen
 	for range n {
-		sp := one(d, b.specimens)
+		sp := one(d, all)
 		if len(from) > 0 && d.chance(6, "the same certificate again") {
 			sp = one(d, from)
 		}
@@ -645,7 +653,7 @@ func (d *draw) parameters(who string, quic bool) setting {
 		}
 	}
 	var suites []uint16
-	switch d.pick(who+", CipherSuites", "20 default", "5 any", "1 without ECDHE", "1 with ECDSA", "1 with RSA") {
+	switch d.pick(who+", CipherSuites", "20 default", "5 any", "2 without ECDHE", "1 with ECDSA", "1 with RSA") {
 	case "any":
 		suites = some(d, allSuites)
 	case "without ECDHE":
@@ -1337,11 +1345,13 @@ var supportedVersions = [][]uint16{
 func (d *draw) byHand(names []string) *tls.ClientHelloInfo {
 	h := &tls.ClientHelloInfo{ServerName: d.name(names), SupportedVersions: one(d, supportedVersions)}
 	// Each field is empty now and then, or as clients have it, or anything.
-	switch d.IntN(4) {
+	switch d.IntN(5) {
 	case 0, 1:
 		h.SignatureSchemes = schemes[:9]
 	case 2:
 		h.SignatureSchemes = some(d, schemes)
+	case 3:
+		h.SignatureSchemes = []tls.SignatureScheme{one(d, schemes)}
 	}
 	switch d.IntN(5) {
 	case 0, 1:
