@@ -52,7 +52,7 @@ type engine struct {
 	entries map[[sha256.Size]byte]*entry
 	first   *Certificate // the handles, in order of registration
 	last    *Certificate
-	orders  uint64 // handles so far
+	orders  uint64 // handles that Add has made so far
 	added   *index // of the handles that Add made; nil: nobody has asked
 	schedule
 	notices
@@ -193,16 +193,18 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 	}
 	e.handles = append(e.handles, c)
 	c.added = added
-	g.orders++
-	c.order = g.orders
 	if c.prev = g.last; c.prev != nil {
 		c.prev.next = c
 	} else {
 		g.first = c
 	}
 	g.last = c
-	if added && g.added != nil {
-		g.added.add(c, leaf, false)
+	if added {
+		g.orders++
+		c.order = g.orders
+		if g.added != nil {
+			g.added.add(c, leaf, false)
+		}
 	}
 	if len(carried) > 0 {
 		e.carried = append(e.carried, carried)

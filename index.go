@@ -139,8 +139,7 @@ func (c *Certificate) suits(hello *tls.ClientHelloInfo, tls13 bool, array []tls.
 			}
 		}
 	}
-	cert := c.certificate(array)
-	return hello.SupportsCertificate(cert) == nil
+	return hello.SupportsCertificate(c.certificate(array)) == nil
 }
 
 func (c *Certificate) certificate(array []tls.Certificate) *tls.Certificate {
@@ -172,7 +171,7 @@ func prefersTLS13(hello *tls.ClientHelloInfo) bool {
 func (ix *index) find(name string) (found [3]match) {
 	if !ix.wild.Load() && name[len(name)-1] != '.' {
 		// A key is in lower case and no address, so that nothing else can match.
-		if m, ok := ix.shardOf(name)[hostnames][name]; ok {
+		if m, ok := ix.shardOf(name).Load()[hostnames][name]; ok {
 			found[0] = m
 			return found
 		}
@@ -205,11 +204,18 @@ func (ix *index) find(name string) (found [3]match) {
 }
 
 func (ix *index) at(t table, key []byte) match {
-	return ix.shard(maphash.Bytes(ix.seed, key))[t][string(key)]
+	return ix.shardAt(maphash.Bytes(ix.seed, key)).Load()[t][string(key)]
 }
 
-func (ix *index) shard(hash uint64) *shard {
-	return ix.shards[hash&uint64(len(ix.shards)-1)].Load()
+func (ix *index) shardOf(key string) *atomic.Pointer[shard] {
+	if len(ix.shards) == 1 { // spares the hash
+		return &ix.shards[0]
+	}
+	return ix.shardAt(maphash.String(ix.seed, key))
+}
+
+func (ix *index) shardAt(hash uint64) *atomic.Pointer[shard] {
+	return &ix.shards[hash&uint64(len(ix.shards)-1)]
 }
 
 // add makes c, whose leaf is nil if it does not parse, the last candidate. An index
@@ -304,7 +310,7 @@ func (ix *index) edit(leaf *x509.Certificate, inPlace bool, change func(match) m
 }
 
 func (ix *index) update(t table, key string, inPlace bool, change func(match) match) {
-	p := &ix.shards[maphash.String(ix.seed, key)&uint64(len(ix.shards)-1)]
+	p := ix.shardOf(key)
 	s := *p.Load()
 	switch {
 	case s[t] == nil:
@@ -485,11 +491,4 @@ func (a *arrays) forget(key array) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.indexes, key)
-}
-
-func (ix *index) shardOf(key string) *shard {
-	if len(ix.shards) == 1 {
-		return ix.shards[0].Load()
-	}
-	return ix.shard(maphash.String(ix.seed, key))
 }

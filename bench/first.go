@@ -116,10 +116,8 @@ func (f *fleet) getAll(judge func(body []byte, i int) error) error {
 func (f *fleet) stapleAll() error {
 	stapler := &staple.Stapler{Concurrency: concurrency}
 	defer stapler.Close()
-	for _, cert := range f.certs {
-		if _, err := stapler.Add(cert); err != nil {
-			return err
-		}
+	if err := addAll(stapler, f.certs); err != nil {
+		return err
 	}
 	if err := stapler.Wait(context.Background()); err != nil {
 		return err

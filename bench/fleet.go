@@ -74,6 +74,15 @@ func parallel(goroutines, n int, f func(i int) error) error {
 	return errs
 }
 
+func addAll(stapler *staple.Stapler, certs []tls.Certificate) error {
+	for _, cert := range certs {
+		if _, err := stapler.Add(cert); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // fetch answers at once what the responder would.
 func (f *fleet) fetch(_ context.Context, req *staple.Request) ([]byte, error) {
 	return f.staples[req.Leaf.DNSNames[0]], nil

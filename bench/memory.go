@@ -34,10 +34,8 @@ var keepers = []keeper{
 	}},
 	{"staple, Add", func(f *fleet, certs []tls.Certificate) (getCertificate, func(), error) {
 		stapler := &staple.Stapler{Fetcher: staple.FetcherFunc(f.fetch)}
-		for _, cert := range certs {
-			if _, err := stapler.Add(cert); err != nil {
-				return nil, nil, err
-			}
+		if err := addAll(stapler, certs); err != nil {
+			return nil, nil, err
 		}
 		var config *tls.Config // whose index is made when it is checked, and not measured
 		get := func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -50,10 +48,8 @@ var keepers = []keeper{
 	}},
 	{"staple, Add and TLSConfig(nil)", func(f *fleet, certs []tls.Certificate) (getCertificate, func(), error) {
 		stapler := &staple.Stapler{Fetcher: staple.FetcherFunc(f.fetch)}
-		for _, cert := range certs {
-			if _, err := stapler.Add(cert); err != nil {
-				return nil, nil, err
-			}
+		if err := addAll(stapler, certs); err != nil {
+			return nil, nil, err
 		}
 		return stapler.TLSConfig(nil).GetCertificate, func() { stapler.Close() }, stapler.Wait(context.Background())
 	}},

@@ -162,10 +162,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			h.fail(w, r, http.StatusNotFound, "No response is stapled to this certificate.")
 			return
 		}
-		header.Set("Content-Type", "application/ocsp-response")
 		header.Set("Content-Disposition", `attachment; filename="`+q.cert[:16]+`.ors"`)
-		header.Set("Content-Length", strconv.Itoa(len(d.der)))
-		w.Write(d.der)
+		send(w, http.StatusOK, "application/ocsp-response", d.der)
 	default:
 		h.render(w, r, http.StatusOK, "detail", d)
 	}
@@ -203,10 +201,7 @@ func (h *Handler) render(w http.ResponseWriter, r *http.Request, status int, nam
 		http.Error(w, "statuspage: "+err.Error(), http.StatusInternalServerError)
 		return
 	}
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.Header().Set("Content-Length", strconv.Itoa(b.Len()))
-	w.WriteHeader(status)
-	w.Write(b.Bytes())
+	send(w, status, "text/html; charset=utf-8", b.Bytes())
 }
 
 func (h *Handler) fail(w http.ResponseWriter, r *http.Request, status int, text string) {
@@ -227,10 +222,14 @@ func writeJSON(w http.ResponseWriter, status int, data any) {
 		http.Error(w, "statuspage: "+err.Error(), http.StatusInternalServerError)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(b.Len()))
+	send(w, status, "application/json", b.Bytes())
+}
+
+func send(w http.ResponseWriter, status int, contentType string, body []byte) {
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
-	w.Write(b.Bytes())
+	w.Write(body)
 }
 
 var contentSecurityPolicy = func() string {
