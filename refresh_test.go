@@ -286,6 +286,7 @@ func TestAnotherProcessesResponseIsAdoptedInsteadOfFetching(t *testing.T) {
 		cache := NewMemoryCache()
 		cert := w.leaf()
 		a := w.add(w.stapler(func(s *Stapler) { s.Cache = cache }), cert)
+		synctest.Wait() // it publishes first, and then stores
 		b := w.add(w.stapler(func(s *Stapler) { s.Cache = cache }), cert)
 		require.Len(t, w.responder.Requests(nil), 1)
 		time.Sleep(27 * day)
