@@ -260,7 +260,7 @@ func (g *engine) serveReturned(ctx context.Context, cert *tls.Certificate, o *ow
 		return cert, nil // from another wrapper or handle of ours, which has waited, counted and decided
 	}
 	g.heed(s, cert)
-	served, stapled, err := c.entry.serve(ctx, c, hello, s.until)
+	served, stapled, err := c.entry.serve(ctx, c, hello, s.until, microseconds())
 	switch {
 	case err != nil:
 		return nil, err

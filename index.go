@@ -104,6 +104,9 @@ func (ix *index) choose(hello *tls.ClientHelloInfo, tls13 bool, array []tls.Cert
 		}
 		return h.first[0]
 	}
+	if m, ok := ix.only(hello.ServerName); ok && m.suits(hello, tls13, array) {
+		return m.Certificate
+	}
 	found := ix.find(hello.ServerName)
 	for {
 		var next *match
@@ -167,15 +170,17 @@ func prefersTLS13(hello *tls.ClientHelloInfo) bool {
 	return false
 }
 
+// only returns the candidates for a name that is a key and that nothing else can
+// match, being in lower case, no address and in reach of no wildcard.
+func (ix *index) only(name string) (m match, ok bool) {
+	if !ix.wild.Load() && name[len(name)-1] != '.' {
+		m, ok = ix.shardOf(name).Load()[hostnames][name]
+	}
+	return m, ok
+}
+
 // find returns the candidates for a name, by the rules of x509's VerifyHostname.
 func (ix *index) find(name string) (found [3]match) {
-	if !ix.wild.Load() && name[len(name)-1] != '.' {
-		// A key is in lower case and no address, so that nothing else can match.
-		if m, ok := ix.shardOf(name).Load()[hostnames][name]; ok {
-			found[0] = m
-			return found
-		}
-	}
 	if ip, ok := parseAddress(name); ok {
 		key := ip.As16()
 		found[0] = ix.at(addresses, key[:])
@@ -318,7 +323,11 @@ func (ix *index) update(t table, key string, inPlace bool, change func(match) ma
 	case !inPlace:
 		s[t] = maps.Clone(s[t])
 	}
-	if m := change(s[t][key]); m.Certificate != nil {
+	m, known := s[t][key]
+	if !known {
+		key = strings.Clone(key) // near to the other keys, as the names in certificates are not
+	}
+	if m = change(m); m.Certificate != nil {
 		s[t][key] = m
 	} else {
 		delete(s[t], key)

@@ -34,6 +34,8 @@ var (
 // a synctest bubble the wall clock and the monotonic one never part.
 var timeNow = time.Now
 
+func microseconds() int64 { return timeNow().UnixMicro() }
+
 // wall returns the time without a monotonic reading, which stands still while a
 // machine is suspended and knows nothing of a clock that is set.
 func wall() time.Time { return timeNow().Round(0) }
@@ -229,13 +231,18 @@ func (c *Certificate) show(der []byte, end int64) {
 
 // current returns what a handshake at this moment is given.
 func (c *Certificate) current() (cert *tls.Certificate, stapled bool) {
+	return c.at(microseconds())
+}
+
+// at is current for a moment in Unix microseconds that has only just passed.
+func (c *Certificate) at(now int64) (cert *tls.Certificate, stapled bool) {
 	end := c.end.Load()
 	cert = c.shown.Load()
 	if c.end.Load() == end {
 		if end == 0 && cert.OCSPStaple == nil { // or it has come and gone in between
 			return cert, false
 		}
-		if end > 0 && timeNow().UnixMicro() < end {
+		if end > 0 && now < end {
 			return cert, true
 		}
 	}
@@ -246,7 +253,7 @@ func (c *Certificate) current() (cert *tls.Certificate, stapled bool) {
 func (c *Certificate) settled() (cert *tls.Certificate, stapled bool) {
 	c.entry.engine.showing.Lock()
 	defer c.entry.engine.showing.Unlock()
-	if end := c.end.Load(); end != 0 && timeNow().UnixMicro() >= end {
+	if end := c.end.Load(); end != 0 && microseconds() >= end {
 		c.show(nil, 0)
 	}
 	return c.shown.Load(), c.end.Load() != 0

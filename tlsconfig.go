@@ -170,10 +170,11 @@ func (w *wrapper) getCertificate(ch *chooser, hello *tls.ClientHelloInfo) (*tls.
 			return w.engine.serveReturned(hello.Context(), cert, w.owner, hello)
 		}
 	}
+	now := microseconds() // a look at the clock waits for all reads of memory before it
 	if n > 1 && ch.nameToCertificate != nil {
 		if cert := byName(ch.nameToCertificate, hello.ServerName); cert != nil {
 			if c := ch.pointed[cert]; c != nil {
-				return w.serve(c, hello)
+				return w.serve(c, hello, now)
 			}
 			return w.engine.serveReturned(hello.Context(), cert, w.owner, hello)
 		}
@@ -187,9 +188,9 @@ func (w *wrapper) getCertificate(ch *chooser, hello *tls.ClientHelloInfo) (*tls.
 		case c.shown.Load() == nil:
 			return w.engine.serveReturned(hello.Context(), &ch.certs[c.order], w.owner, hello)
 		}
-		return w.serve(c, hello)
+		return w.serve(c, hello, now)
 	case len(ch.handles) > 0:
-		return w.serve(ch.handles[0], hello)
+		return w.serve(ch.handles[0], hello, now)
 	case len(ch.certs) > 0:
 		return w.engine.serveReturned(hello.Context(), &ch.certs[0], w.owner, hello)
 	}
@@ -212,11 +213,11 @@ func byName(certs map[string]*tls.Certificate, name string) *tls.Certificate {
 }
 
 // serve serves a certificate that has a handle.
-func (w *wrapper) serve(c *Certificate, hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+func (w *wrapper) serve(c *Certificate, hello *tls.ClientHelloInfo, now int64) (*tls.Certificate, error) {
 	if c.entry == nil { // it does not parse
 		return c.shown.Load(), nil
 	}
-	cert, _, err := c.entry.serve(hello.Context(), c, hello, w.until)
+	cert, _, err := c.entry.serve(hello.Context(), c, hello, w.until, now)
 	return cert, err
 }
 
@@ -237,7 +238,7 @@ func (w *wrapper) getClientCertificate(info *tls.CertificateRequestInfo) (*tls.C
 		if c.entry == nil {
 			return cert, nil
 		}
-		cert, _, err := c.entry.serve(info.Context(), c, nil, w.until)
+		cert, _, err := c.entry.serve(info.Context(), c, nil, w.until, microseconds())
 		return cert, err
 	}
 	return new(tls.Certificate), nil
@@ -246,8 +247,8 @@ func (w *wrapper) getClientCertificate(info *tls.CertificateRequestInfo) (*tls.C
 // serve returns what a handshake is given that a wrapped configuration serves: it
 // waits for the first round of a Must-Staple certificate, until then at the latest.
 // hello is nil on the client's side, where RequireStaple is not enforced.
-func (e *entry) serve(ctx context.Context, c *Certificate, hello *tls.ClientHelloInfo, until time.Time) (cert *tls.Certificate, stapled bool, err error) {
-	cert, stapled = c.current()
+func (e *entry) serve(ctx context.Context, c *Certificate, hello *tls.ClientHelloInfo, until time.Time, now int64) (cert *tls.Certificate, stapled bool, err error) {
+	cert, stapled = c.at(now)
 	if !stapled && e.mustStaple && e.awaitFirst(ctx, until) {
 		cert, stapled = c.current()
 	}
