@@ -298,7 +298,7 @@ func readExtensions(s *cryptobyte.String, name string, known []byte) (cryptobyte
 	}
 	var wrapped, list cryptobyte.String
 	if !s.ReadASN1(&wrapped, tag1Constructed) || !wrapped.ReadASN1(&list, cbasn1.SEQUENCE) ||
-		!wrapped.Empty() || list.Empty() {
+		!wrapped.Empty() { // RFC 5280 wants one or more, but HashiCorp Vault sends an empty list
 		return nil, malformed("bad %s", name)
 	}
 	var seen [maxExtensions]cryptobyte.String

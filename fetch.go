@@ -13,11 +13,13 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -143,7 +145,7 @@ const (
 // An HTTPFetcher asks OCSP responders over HTTP, as RFC 9919 (the profile for
 // high-volume environments) and RFC 6960, appendix A, have it: with GET while the
 // URL that makes is short enough to be cached, with POST otherwise and where GET
-// does not work.
+// is refused or gets no answer at all.
 //
 // A request may take ten seconds, and at most three redirects; Fetch and
 // FetchIssuer may take thirty each, divided among the URLs there are.
@@ -449,7 +451,7 @@ func refusesGET(e *HTTPError) bool {
 		http.StatusLengthRequired, http.StatusNotImplemented:
 		return true
 	}
-	return errors.Is(e.Err, errUnusableBody)
+	return errors.Is(e.Err, errUnusableBody) || errors.Is(e.Err, errSilent)
 }
 
 // stale reports whether a cache may have given a response that is past its time.
@@ -476,6 +478,9 @@ func answered(e *HTTPError, status ocsp.ResponseStatus) bool {
 // asked for.
 var errUnusableBody = errors.New("unusable answer")
 
+// errSilent reports a connection over which no answer came.
+var errSilent = errors.New("no answer")
+
 func unusable(body []byte, contentType, why string) error {
 	return fmt.Errorf("%w: %s, Content-Type %.100q, %d bytes that begin with %.40q", errUnusableBody, why, contentType, len(body), body)
 }
@@ -495,7 +500,12 @@ func (f *HTTPFetcher) do(ctx context.Context, name, method, target string, body 
 		return answer, contentType, result
 	}
 
-	r, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
+	var silent atomic.Bool
+	trace := &httptrace.ClientTrace{
+		GotConn:              func(httptrace.GotConnInfo) { silent.Store(true) },
+		GotFirstResponseByte: func() { silent.Store(false) },
+	}
+	r, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), method, target, bytes.NewReader(body))
 	if err != nil {
 		return fail(err)
 	}
@@ -510,6 +520,9 @@ func (f *HTTPFetcher) do(ctx context.Context, name, method, target string, body 
 	if err != nil {
 		if e, ok := errors.AsType[*url.Error](err); ok {
 			err = e.Err // the URL is known, and long
+		}
+		if silent.Load() {
+			err = fmt.Errorf("%w: %w", errSilent, err)
 		}
 		return fail(err)
 	}

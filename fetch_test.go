@@ -913,6 +913,23 @@ func TestUnusualButValidAnswers(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, der, got)
 	})
+	for name, onGET := range map[string]http.HandlerFunc{
+		"a responder that does not answer a GET": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		"a firewall that resets a GET": func(w http.ResponseWriter, _ *http.Request) {
+			conn, _, _ := http.NewResponseController(w).Hijack()
+			conn.(*net.TCPConn).SetLinger(0)
+			conn.Close()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			mux := http.NewServeMux()
+			mux.HandleFunc("GET /", onGET)
+			mux.Handle("POST /", responder)
+			req := fetchRequest(newServer(t, mux))
+			_, err := (&HTTPFetcher{timeout: time.Second}).Fetch(t.Context(), req)
+			require.NoError(t, err)
+		})
+	}
 	t.Run("HTTP/2", func(t *testing.T) {
 		s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			require.Equal(t, 2, r.ProtoMajor)

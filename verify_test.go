@@ -351,7 +351,7 @@ func TestVerify(t *testing.T) {
 				r.Extensions = append(r.Extensions, extensionOf(false, 1, 2, 3, i))
 			}
 		}), ReasonMalformed},
-		{"an empty list of extensions is refused", s.element("responseExtensions", tlv(0xa1, tlv(0x30))...), ReasonMalformed},
+		{"an empty list of extensions is accepted", s.element("responseExtensions", tlv(0xa1, tlv(0x30))...), 0},
 		{"critical FALSE spelled out is refused", oneExtension(tlv(6, []byte{42}), []byte{1, 1, 0}, tlv(4)), ReasonMalformed},
 		{"critical left out is accepted", oneExtension(tlv(6, []byte{42}), tlv(4)), 0},
 		{"an OID with a huge arc is accepted", oneExtension(tlv(6, []byte{42, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f}), tlv(4)), 0},

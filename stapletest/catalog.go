@@ -794,6 +794,10 @@ func (c *catalog) validContents() {
 		r.Extensions = []pkix.Extension{unknownExtension(false), second}
 		r.Singles[0].Extensions = r.Extensions
 	})
+	for _, element := range []string{"responseExtensions", "singleExtensions"} {
+		c.element(element+" without one", "RFC 5280 s4.1 wants one or more, but HashiCorp Vault sends none", element,
+			func([]byte) []byte { return tlv(explicit(1), tlv(tagSequence)) })
+	}
 }
 
 // makeCA turns a template into that of a CA.
