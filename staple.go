@@ -336,6 +336,19 @@ func (c *Certificate) Refresh(ctx context.Context) error {
 	return c.entry.engine.refresh(ctx, c)
 }
 
+// Response returns the newest response in DER that has been verified, which is not
+// the one that handshakes carry if it has ended, or says that the certificate is
+// revoked. It returns nil if there has been none. The result must not be changed.
+func (c *Certificate) Response() []byte {
+	g := c.entry.engine
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c.entry.held == nil {
+		return nil
+	}
+	return c.entry.held.der
+}
+
 // Status returns the present state of the certificate. It is cheap.
 func (c *Certificate) Status() Status {
 	g := c.entry.engine

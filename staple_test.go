@@ -424,6 +424,9 @@ func TestRevokedDropsTheGoodStapleAtOnceAndAHoldCanBeLifted(t *testing.T) {
 				require.True(t, st.Revoked)
 				require.NoError(t, st.Err)
 				require.False(t, st.NextRefresh.IsZero())
+				r, err := ocsp.ParseResponse(c.Response(), nil)
+				require.NoError(t, err)
+				require.Equal(t, ocsp.CertificateHold, r.RevocationReason)
 				if staple {
 					requireStaple(t, c, ocsp.Revoked)
 					require.NoError(t, c.Wait(soon(t)))
@@ -453,6 +456,28 @@ func TestRevokedDropsTheGoodStapleAtOnceAndAHoldCanBeLifted(t *testing.T) {
 			require.False(t, c.Status().Revoked)
 		})
 	}
+}
+
+func TestResponseIsTheNewestOneVerifiedAlsoPastItsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.responder.Set(nil, stapletest.Answer{HTTPStatus: 500})
+		c, err := w.stapler().Add(w.leaf())
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Nil(t, c.Response())
+
+		w.responder.Reset(nil)
+		require.NoError(t, c.Refresh(soon(t)))
+		held := c.Response()
+		require.NotEmpty(t, held)
+		require.Equal(t, c.TLS().OCSPStaple, held)
+
+		w.responder.Set(nil, stapletest.Answer{HTTPStatus: 500})
+		time.Sleep(time.Until(c.Status().Expires))
+		requireNoStaple(t, c)
+		require.Equal(t, held, c.Response())
+	})
 }
 
 func TestARestartInAnOutageStaplesFromTheFirstHandshake(t *testing.T) {

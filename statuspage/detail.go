@@ -20,7 +20,7 @@ import (
 type detail struct {
 	query
 	certificate
-	der      []byte // of the response that is stapled; nil: none is
+	der      []byte // of the response that is held, or else stapled unverified; nil: there is none
 	response *ocsp.Response
 	signer   *x509.Certificate // of the response; nil: not known
 	err      error             // why der cannot be read
@@ -28,7 +28,10 @@ type detail struct {
 
 func (h *Handler) detail(c *staple.Certificate, handles int, q query, now time.Time) *detail {
 	cert := c.TLS()
-	d := &detail{query: q, certificate: newCertificate(c, handles, now), der: cert.OCSPStaple}
+	d := &detail{query: q, certificate: newCertificate(c, handles, now), der: c.Response()}
+	if d.der == nil {
+		d.der = cert.OCSPStaple
+	}
 	if d.der == nil {
 		return d
 	}

@@ -38,7 +38,7 @@
 //	?page=N&per=N   the N-th page, from 1, of so many certificates: 50, and 1000 at most
 //	?cert=ID        one certificate: ID is the SHA-256 hash of its DER, in hexadecimal
 //	?format=json    as JSON: a List, or with cert a Detail
-//	?cert=ID&format=der   the response that is stapled, in DER
+//	?cert=ID&format=der   the response held, in DER
 //
 // The order changes as time passes, so that a certificate may be on two pages, or on
 // none, when they are read one after the other. Past the last page, there are none.
@@ -159,7 +159,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusOK, d.json())
 	case "der":
 		if d.der == nil {
-			h.fail(w, r, http.StatusNotFound, "No response is stapled to this certificate.")
+			h.fail(w, r, http.StatusNotFound, "No response is held for this certificate.")
 			return
 		}
 		header.Set("Content-Disposition", `attachment; filename="`+q.cert[:16]+`.ors"`)

@@ -363,19 +363,25 @@ func TestAResponseThatCameWithTheCertificate(t *testing.T) {
 	require.Zero(t, d.Expires)
 }
 
-func TestWhatIsNotStapledIsNotDecoded(t *testing.T) {
+func TestTheResponseHeldIsDecodedWhetherStapledOrNot(t *testing.T) {
 	w := newWorld(t)
 	w.oneOfEach()
 	h := &Handler{Stapler: w.stapler}
 	for c := range w.stapler.Certificates() {
 		st := c.Status()
 		d := detailOf(t, h, c)
-		require.Equal(t, st.Stapled, d.Response != nil, d.State)
+		held := !st.Expires.IsZero()
+		require.Equal(t, held, d.Response != nil, d.State)
+		require.True(t, held || !st.Stapled)
+		if st.Revoked {
+			require.False(t, st.Stapled)
+			require.Equal(t, "revoked", d.Response.Status)
+		}
 		r, body := get(t, h, "/?cert="+d.ID)
 		require.Equal(t, http.StatusOK, r.StatusCode)
 		require.Contains(t, body, html.EscapeString(func() state { s, _ := stateNamed(d.State); return s }().Meaning()))
-		if r, body := get(t, h, "/?format=der&cert="+d.ID); st.Stapled {
-			require.Equal(t, string(c.TLS().OCSPStaple), body)
+		if r, body := get(t, h, "/?format=der&cert="+d.ID); held {
+			require.Equal(t, string(c.Response()), body)
 		} else {
 			require.Equal(t, http.StatusNotFound, r.StatusCode)
 		}

@@ -48,10 +48,10 @@ type Certificate struct {
 type Detail struct {
 	Time time.Time `json:"time"`
 	Certificate
-	Response *Response `json:"response,omitempty"` // that is stapled
+	Response *Response `json:"response,omitempty"` // that is held
 }
 
-// A Response is an OCSP response that is stapled.
+// A Response is an OCSP response that is held: stapled, unless it has ended or says that the certificate is revoked.
 type Response struct {
 	Status             string    `json:"status,omitempty"` // good or revoked
 	RevokedAt          time.Time `json:"revokedAt,omitzero"`

@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/statuspage"
 	"golang.org/x/crypto/ocsp"
 )
 
@@ -50,6 +51,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 		issuerFile = flags.String("issuer", "", "PEM `file` of the certificate that issued it, if the chain lacks that")
 		cacheDir   = flags.String("cache", "", "`directory` that keeps responses over restarts")
 		addr       = flags.String("addr", "127.0.0.1:0", "`host:port` to listen on")
+		adminAddr  = flags.String("admin", "127.0.0.1:0", "`host:port` of the status page, for this machine's eyes alone")
 		once       = flags.Bool("once", false, "exit after one handshake: 0 if it was stapled, 1 if not")
 	)
 	if err := flags.Parse(args); err != nil {
@@ -108,7 +110,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 			fmt.Fprintf(w, "stapled: %t, until %s\n", st.Stapled, when(st.Expires))
 		}),
 	}
-	serveErr := make(chan error, 1)
+	serveErr := make(chan error, 2)
 	go func() { serveErr <- server.ServeTLS(listener, "", "") }() // no file names: they would bypass the staple
 	defer shutdown(server)
 
@@ -123,6 +125,14 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 			out.Printf("  it goes on without, and the responder will be asked again at %s", when(next))
 		}
 	}
+	adminListener, err := net.Listen("tcp", *adminAddr)
+	if err != nil {
+		return err
+	}
+	admin := &http.Server{Handler: &statuspage.Handler{Stapler: &stapler, Refresh: true}}
+	go func() { serveErr <- admin.Serve(adminListener) }()
+	defer admin.Close()
+	out.Printf("the state of the staple is shown at http://%s/", reachable(adminListener.Addr()))
 	out.Printf("serving https://%s/ until interrupted; to try it:", target)
 	if caFile == "" {
 		out.Printf("  openssl s_client -connect %s -status </dev/null", target)

@@ -209,7 +209,7 @@ func TestServesUntilInterrupted(t *testing.T) {
 	match := make(chan []string, 1)
 	go func() {
 		var output strings.Builder
-		pattern := regexp.MustCompile(`curl --cacert (\S+) --cert-status (\S+)\n`)
+		pattern := regexp.MustCompile(`(?s)shown at (\S+)\n.*curl --cacert (\S+) --cert-status (\S+)\n`)
 		buf := make([]byte, 4096)
 		for {
 			n, err := r.Read(buf)
@@ -227,7 +227,7 @@ func TestServesUntilInterrupted(t *testing.T) {
 	}()
 	m := <-match
 	require.NotNil(t, m, "it says where the CA's certificate is, and the URL")
-	caFile, url := m[1], m[2]
+	status, caFile, url := m[1], m[2], m[3]
 
 	data, err := os.ReadFile(caFile)
 	require.NoError(t, err)
@@ -245,6 +245,15 @@ func TestServesUntilInterrupted(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, string(body), "stapled: true")
 	require.NotEmpty(t, response.TLS.OCSPResponse)
+
+	response, err = http.Get(status)
+	require.NoError(t, err)
+	body, err = io.ReadAll(response.Body)
+	response.Body.Close()
+	http.DefaultClient.CloseIdleConnections()
+	require.NoError(t, err)
+	require.Contains(t, string(body), "localhost")
+	require.Contains(t, string(body), "1 certificate")
 
 	interrupt()
 	require.NoError(t, <-ended)

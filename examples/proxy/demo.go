@@ -76,6 +76,7 @@ func demonstrate(ctx context.Context, p *proxy, listener, admin net.Listener, on
 	}
 	fmt.Fprintf(stdout, "to try it:\n  curl --cacert %s --cert-status %s\n", caFile, target)
 	fmt.Fprintf(stdout, "  curl http://%s/\n", admin.Addr())
+	fmt.Fprintf(stdout, "and in a browser http://%s/staples/\n", admin.Addr())
 	fmt.Fprintf(stdout, "put certificates with their keys into %s, change and remove them\n", p.certs)
 	return <-served
 }

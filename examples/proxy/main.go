@@ -33,6 +33,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/statuspage"
 )
 
 func main() {
@@ -55,7 +56,7 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	flags.DurationVar(&p.poll, "poll", 2*time.Second, "time between two looks at the directory")
 	flags.DurationVar(&p.wait, "wait", 10*time.Second, "how long a new certificate waits for its first staple")
 	addr := flags.String("addr", "127.0.0.1:0", "`host:port` to listen on")
-	adminAddr := flags.String("admin", "127.0.0.1:0", "`host:port` of the status listing, for this machine's eyes alone")
+	adminAddr := flags.String("admin", "127.0.0.1:0", "`host:port` of the status listing, and of a page about the staples at /staples/, for this machine's eyes alone")
 	once := flags.Bool("once", false, "without -certs: exit after one request, 0 if it was stapled, 1 if not")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -139,7 +140,10 @@ func (p *proxy) serve(ctx context.Context, listener, admin net.Listener) error {
 		IdleTimeout:       2 * time.Minute,
 		ErrorLog:          errorLog,
 	}
-	adminServer := &http.Server{Handler: certs, ReadHeaderTimeout: 10 * time.Second, ErrorLog: errorLog}
+	status := http.NewServeMux()
+	status.Handle("/{$}", certs)
+	status.Handle("/staples/", &statuspage.Handler{Stapler: stapler, Refresh: true})
+	adminServer := &http.Server{Handler: status, ReadHeaderTimeout: 10 * time.Second, ErrorLog: errorLog}
 	ended := make(chan error, 2)
 	go func() { ended <- server.ServeTLS(listener, "", "") }() // no file names: they would bypass the staple
 	go func() { ended <- adminServer.Serve(admin) }()
