@@ -152,7 +152,7 @@ func TestKeyboardInChromium(t *testing.T) {
 		require.Equal(t, "mail.example.com", b.text(`[...document.querySelectorAll("tbody th a")].map(a => a.textContent).join()`))
 		tab(5)
 		b.loading("a state", func() { b.press("Enter") })
-		require.Equal(t, "?q=mail+smtp&state=ending", b.text(`location.search`))
+		require.Equal(t, "?q=mail+smtp&state=expiring", b.text(`location.search`))
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -16,12 +16,12 @@
 // A certificate is in the first of these states that fits, and listed in this order:
 //
 //	must-staple-missing  Must-Staple and not stapled: clients that honour it refuse the certificate
-//	not-stapled          the response held has ended, or none came: an attempt failed
+//	unstapled            the response held has ended, or none came: an attempt failed
 //	revoked              by the response held, whether that is stapled or not
-//	ending               stapled, with less than a quarter of the validity left and no newer response
+//	expiring             stapled, with less than a quarter of the validity left and no newer response
 //	failing              stapled, but the last attempt to get a newer response failed
 //	waiting              the first response has not come yet, and no attempt has failed
-//	good                 stapled
+//	stapled              handshakes carry it
 //	no-responder         there is nobody to ask, so that the certificate is served as it is
 //
 // but for revoked, which comes before all others in deciding what a certificate is.

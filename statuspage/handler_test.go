@@ -79,12 +79,12 @@ func TestTheWorstComesFirst(t *testing.T) {
 	}
 	require.Equal(t, []string{
 		"must-staple-missing pay.example.com",
-		"not-stapled new.example.com",
+		"unstapled new.example.com",
 		"revoked old.example.com",
-		"ending mail.example.com",
+		"expiring mail.example.com",
 		"failing api.example.com",
 		"waiting hang.example.com",
-		"good www.example.com",
+		"stapled www.example.com",
 		"no-responder internal.example.com",
 	}, got)
 	require.Equal(t, int(states), len(l.States))
@@ -120,23 +120,23 @@ func TestStateOf(t *testing.T) {
 		edit func(*staple.Status)
 		want state
 	}{
-		{"stapled", func(*staple.Status) {}, good},
+		{"stapled", func(*staple.Status) {}, stapled},
 		{"stapled, and the last attempt failed", func(s *staple.Status) { s.Failures, s.Err = 1, failed }, failing},
-		{"just more than a quarter left", func(s *staple.Status) { s.Expires = now.Add(41 * time.Minute) }, good},
-		{"less than a quarter left", func(s *staple.Status) { s.Expires = now.Add(39 * time.Minute) }, ending},
-		{"less than a quarter left, and failing", func(s *staple.Status) { s.Expires, s.Failures = now.Add(39*time.Minute), 3 }, ending},
-		{"came with the certificate, whose issuer is not known", func(s *staple.Status) { *s = staple.Status{Stapled: true} }, good},
-		{"held, but nobody to ask any more", func(s *staple.Status) { s.Err = staple.ErrNoResponder }, good},
-		{"ended", func(s *staple.Status) { s.Stapled, s.Expires = false, now }, notStapled},
-		{"no issuer", func(s *staple.Status) { *s = staple.Status{Err: staple.ErrNoIssuer, Failures: 1} }, notStapled},
+		{"just more than a quarter left", func(s *staple.Status) { s.Expires = now.Add(41 * time.Minute) }, stapled},
+		{"less than a quarter left", func(s *staple.Status) { s.Expires = now.Add(39 * time.Minute) }, expiring},
+		{"less than a quarter left, and failing", func(s *staple.Status) { s.Expires, s.Failures = now.Add(39*time.Minute), 3 }, expiring},
+		{"came with the certificate, whose issuer is not known", func(s *staple.Status) { *s = staple.Status{Stapled: true} }, stapled},
+		{"held, but nobody to ask any more", func(s *staple.Status) { s.Err = staple.ErrNoResponder }, stapled},
+		{"ended", func(s *staple.Status) { s.Stapled, s.Expires = false, now }, unstapled},
+		{"no issuer", func(s *staple.Status) { *s = staple.Status{Err: staple.ErrNoIssuer, Failures: 1} }, unstapled},
 		{"nothing yet", func(s *staple.Status) { *s = staple.Status{} }, waiting},
 		{"nobody to ask", func(s *staple.Status) { *s = staple.Status{Err: staple.ErrNoResponder} }, noResponder},
 		{"Must-Staple, nothing yet", func(s *staple.Status) { *s = staple.Status{MustStaple: true} }, mustStapleMissing},
 		{"Must-Staple, nobody to ask", func(s *staple.Status) { *s = staple.Status{MustStaple: true, Err: staple.ErrNoResponder} }, mustStapleMissing},
-		{"Must-Staple, stapled", func(s *staple.Status) { s.MustStaple = true }, good},
+		{"Must-Staple, stapled", func(s *staple.Status) { s.MustStaple = true }, stapled},
 		{"revoked", func(s *staple.Status) { s.Revoked, s.Stapled = true, false }, revoked},
 		{"revoked, Must-Staple", func(s *staple.Status) { s.Revoked, s.Stapled, s.MustStaple = true, false, true }, revoked},
-		{"revoked, stapled and ending", func(s *staple.Status) { s.Revoked, s.Expires = true, now.Add(time.Minute) }, revoked},
+		{"revoked, stapled and expiring", func(s *staple.Status) { s.Revoked, s.Expires = true, now.Add(time.Minute) }, revoked},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			st := held
@@ -166,7 +166,7 @@ func TestSearch(t *testing.T) {
 		{"", both}, {"example", both}, {"EXAMPLE.com", first}, {"front door", first}, {"door front", first}, {"front mail", none},
 		{"192.0.2.7", first}, {"2001:db8::5", first}, {"acme", second}, {"POST@acme", second}, {"spiffe://acme", second},
 		{"issuing ca", both}, {"other.test", second}, {"ocsp1.example-ca", first}, {www.Serial, first}, {strings.ToUpper(www.Serial[3:20]), first},
-		{colons[:len(colons)-1], first}, {"revoked", second}, {"good", first}, {":", first}, {"nonsense", none}, {"%", none}, {"<script>", none},
+		{colons[:len(colons)-1], first}, {"revoked", second}, {"stapled", first}, {":", first}, {"nonsense", none}, {"%", none}, {"<script>", none},
 	} {
 		t.Run(test.words, func(t *testing.T) {
 			l := listOf(t, h, "q="+url.QueryEscape(test.words))
@@ -208,9 +208,9 @@ func TestPaging(t *testing.T) {
 	require.Len(t, seen, 230)
 	require.Empty(t, listOf(t, h, "page=6").Certificates)
 
-	_, body := get(t, h, "/?page=3&q=customer&state=good&per=20")
-	for _, link := range []string{"?per=20&q=customer&state=good", "?page=2&per=20&q=customer&state=good",
-		"?page=4&per=20&q=customer&state=good", "?page=12&per=20&q=customer&state=good"} {
+	_, body := get(t, h, "/?page=3&q=customer&state=stapled&per=20")
+	for _, link := range []string{"?per=20&q=customer&state=stapled", "?page=2&per=20&q=customer&state=stapled",
+		"?page=4&per=20&q=customer&state=stapled", "?page=12&per=20&q=customer&state=stapled"} {
 		require.Contains(t, body, `<a href="`+html.EscapeString(link)+`"`)
 	}
 	require.Contains(t, body, "Page 3 of 12")
@@ -233,7 +233,7 @@ func TestOneRowForALeafWithSeveralHandles(t *testing.T) {
 	}
 	w.settle()
 	h := &Handler{Stapler: w.stapler}
-	for _, query := range []string{"", "q=localhost", "state=good"} {
+	for _, query := range []string{"", "q=localhost", "state=stapled"} {
 		l := listOf(t, h, query)
 		require.Len(t, l.Certificates, 1)
 		require.Equal(t, 3, l.Certificates[0].Handles)
@@ -263,7 +263,7 @@ func TestDetail(t *testing.T) {
 	d := detailOf(t, h, direct)
 	st := direct.Status()
 	require.Equal(t, idOf(direct), d.ID)
-	require.Equal(t, "good", d.State)
+	require.Equal(t, "stapled", d.State)
 	require.Equal(t, st.Leaf.SerialNumber.Text(16), d.Serial)
 	require.Equal(t, st.Expires.UTC(), d.Expires)
 	require.Equal(t, "http://ocsp1.example-ca.test/", d.Responder)
@@ -732,7 +732,7 @@ func FuzzQuery(f *testing.F) {
 	c := w.add(staplesOf("a.example"), good24)
 	w.settle()
 	h := &Handler{Stapler: w.stapler}
-	for _, seed := range []string{"", "q=a&state=good&page=2&per=3", "cert=" + idOf(c) + "&format=json", "format=der", "q=%22%3E%3Cscript%3E", "q=00:5a", "asked=pending&cert=" + idOf(c)} {
+	for _, seed := range []string{"", "q=a&state=stapled&page=2&per=3", "cert=" + idOf(c) + "&format=json", "format=der", "q=%22%3E%3Cscript%3E", "q=00:5a", "asked=pending&cert=" + idOf(c)} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, raw string) {

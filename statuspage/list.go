@@ -18,12 +18,12 @@ type state uint8
 
 const (
 	mustStapleMissing state = iota
-	notStapled
+	unstapled
 	revoked
-	ending
+	expiring
 	failing
 	waiting
-	good
+	stapled
 	noResponder
 	states
 )
@@ -31,13 +31,13 @@ const (
 var stateTexts = [states]struct{ name, label, meaning string }{
 	mustStapleMissing: {"must-staple-missing", "Must-Staple missing",
 		"Handshakes go without a staple, and clients that honour Must-Staple refuse the certificate."},
-	notStapled: {"not-stapled", "Not stapled", "Handshakes go without a staple."},
-	revoked:    {"revoked", "Revoked", "The issuer has revoked the certificate."},
-	ending: {"ending", "Ending soon",
+	unstapled: {"unstapled", "Not stapled", "Handshakes go without a staple."},
+	revoked:   {"revoked", "Revoked", "The issuer has revoked the certificate."},
+	expiring: {"expiring", "Expiring",
 		"Handshakes are stapled, but less than a quarter of the validity is left, and no newer response has come."},
 	failing:     {"failing", "Refresh fails", "Handshakes are stapled, but the last attempt to get a newer response failed."},
 	waiting:     {"waiting", "Waiting", "The first response has not come yet. Until then, handshakes go without."},
-	good:        {"good", "Good", "Handshakes are stapled."},
+	stapled:     {"stapled", "Stapled", "Handshakes are stapled."},
 	noResponder: {"no-responder", "No responder", "There is nobody to ask, so the certificate is served as it is."},
 }
 
@@ -59,11 +59,11 @@ func stateOf(st *staple.Status, now time.Time) state {
 	case st.Revoked:
 		return revoked
 	case st.Stapled && !st.Expires.IsZero() && st.Expires.Sub(now) < st.Expires.Sub(st.ThisUpdate)/4:
-		return ending
+		return expiring
 	case st.Stapled && st.Failures > 0:
 		return failing
 	case st.Stapled:
-		return good
+		return stapled
 	case st.MustStaple:
 		return mustStapleMissing
 	case errors.Is(st.Err, staple.ErrNoResponder):
@@ -71,7 +71,7 @@ func stateOf(st *staple.Status, now time.Time) state {
 	case st.Err == nil && st.ThisUpdate.IsZero():
 		return waiting
 	}
-	return notStapled
+	return unstapled
 }
 
 // A row is a leaf, small because there are many.
