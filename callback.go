@@ -200,10 +200,14 @@ func (t *callbackTable) removeIf(cond func(*sighting) bool, byAge bool) (removed
 	return removed
 }
 
-// disown drops what only o's callbacks have returned, with engine.mu held.
-func (g *engine) disown(o *owner) {
+// disown drops what only the callbacks of owners have returned, with engine.mu held.
+func (g *engine) disown(owners []*owner) {
+	gone := make(map[*owner]bool, len(owners))
+	for _, o := range owners {
+		gone[o] = true
+	}
 	for _, s := range g.seen.removeIf(func(s *sighting) bool {
-		s.owners = slices.DeleteFunc(s.owners, func(known *owner) bool { return known == o })
+		s.owners = slices.DeleteFunc(s.owners, func(o *owner) bool { return gone[o] })
 		return len(s.owners) == 0
 	}, false) {
 		g.drop(s.handle)
@@ -238,8 +242,8 @@ func (g *engine) collect() {
 			g.drop(c)
 		}
 	}
-	for _, o := range owners {
-		g.disown(o)
+	if len(owners) > 0 {
+		g.disown(owners)
 	}
 }
 
@@ -274,6 +278,9 @@ func (g *engine) serveReturned(ctx context.Context, cert *tls.Certificate, o *ow
 
 // isPlain reports whether cert is what a handle of e returns without a staple.
 func (g *engine) isPlain(e *entry, cert *tls.Certificate) bool {
+	if !e.plain.Load() {
+		return false
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return slices.ContainsFunc(e.handles, func(c *Certificate) bool { return cert == c.shown.Load() })
@@ -281,9 +288,12 @@ func (g *engine) isPlain(e *entry, cert *tls.Certificate) bool {
 
 // heed deals with a staple that came with a certificate which is known already.
 func (g *engine) heed(s *sighting, cert *tls.Certificate) {
+	if len(cert.OCSPStaple) == 0 {
+		return
+	}
 	t := &g.seen
 	t.mu.Lock()
-	if len(cert.OCSPStaple) == 0 || sameBytes(cert.OCSPStaple, s.carried) {
+	if sameBytes(cert.OCSPStaple, s.carried) {
 		t.mu.Unlock()
 		return
 	}

@@ -124,10 +124,12 @@ type entry struct {
 	key        [sha256.Size]byte // of the leaf's DER
 	leaf       *x509.Certificate
 	mustStaple bool
+	until      time.Time // how long handshakes wait for the first round of a Must-Staple certificate, at least
 	unstapled  atomic.Uint64
 	waiting    atomic.Int32 // handshakes that wait for the first round
 
 	issuerKnown atomic.Bool
+	plain       atomic.Bool // there has been a handle whose certificates a callback may return
 
 	// Guarded by engine.mu.
 	handles     []*Certificate // oldest first
@@ -180,7 +182,7 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 	g.collect()
 	e := g.entries[key]
 	if e == nil {
-		e = &entry{engine: g, key: key, leaf: leaf, mustStaple: mustStaple(leaf)}
+		e = &entry{engine: g, key: key, leaf: leaf, mustStaple: mustStaple(leaf), until: time.Now().Add(mustStapleFor)}
 		e.index = -1
 	}
 	c.entry = e
@@ -193,6 +195,9 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 	}
 	e.handles = append(e.handles, c)
 	c.added = added
+	if !c.returned {
+		e.plain.Store(true)
+	}
 	if c.prev = g.last; c.prev != nil {
 		c.prev.next = c
 	} else {
@@ -258,8 +263,9 @@ func (g *engine) drop(c *Certificate) {
 	if c.returned {
 		g.seen.removeHandle(c)
 	}
-	if c.next != nil {
-		c.next.prev = c.prev
+	next := c.next
+	if next != nil {
+		next.prev = c.prev
 	} else {
 		g.last = c.prev
 	}
@@ -270,7 +276,7 @@ func (g *engine) drop(c *Certificate) {
 	}
 	c.next, c.prev = nil, nil
 	if c.added && g.added != nil {
-		g.added.remove(c, e.leaf, g.addedHandles())
+		g.added.remove(c, e.leaf, addedFrom(next))
 	}
 	e.handles = slices.DeleteFunc(e.handles, func(h *Certificate) bool { return h == c })
 	if len(e.handles) == 0 {
@@ -299,17 +305,17 @@ func (g *engine) addedIndex() *index {
 	defer g.mu.Unlock()
 	if g.added == nil {
 		g.added = newIndex(changingShards)
-		for c := range g.addedHandles() {
+		for c := range addedFrom(g.first) {
 			g.added.add(c, c.entry.leaf, false)
 		}
 	}
 	return g.added
 }
 
-// addedHandles returns the handles that Add made, in order. mu must be held.
-func (g *engine) addedHandles() iter.Seq[*Certificate] {
+// addedFrom returns the handles that Add made from c on, in order. engine.mu must be held.
+func addedFrom(c *Certificate) iter.Seq[*Certificate] {
 	return func(yield func(*Certificate) bool) {
-		for c := g.first; c != nil; c = c.next {
+		for ; c != nil; c = c.next {
 			if c.added && !yield(c) {
 				return
 			}
@@ -435,11 +441,11 @@ func (g *engine) adoptCarried(e *entry, issuer *x509.Certificate) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if e.held == nil {
-		e.unstaple()
-	}
 	if best != nil {
 		g.adopt(e, best, false)
+	}
+	if e.held == nil {
+		e.unstaple()
 	}
 	if refused != nil {
 		g.log(slog.LevelWarn, "the OCSP staple that came with a certificate was refused", e, slog.Any("error", refused))

@@ -2,6 +2,7 @@ package staple
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -54,10 +55,10 @@ type heads struct {
 	sole  *Certificate
 }
 
-// A match is a candidate for a name, and those that come after it.
+// A match is the first candidate for a name, and those that come after it.
 type match struct {
 	*Certificate
-	next *match
+	others *[]*Certificate // nil: there are none
 }
 
 // A kind is what ClientHelloInfo.SupportsCertificate looks at in a certificate but
@@ -85,29 +86,36 @@ func newIndex(shards int) *index {
 }
 
 // choose returns the candidate that crypto/tls would choose for hello, or nil if
-// there are none. tls13 tells whether the server takes TLS 1.3. array has the
-// certificates if the candidates have no handles.
-func (ix *index) choose(hello *tls.ClientHelloInfo, tls13 bool, array []tls.Certificate) *Certificate {
+// there are none, and whether it had to ask crypto/tls, which can take long. tls13
+// tells whether the server takes TLS 1.3. array has the certificates if the
+// candidates have no handles.
+func (ix *index) choose(hello *tls.ClientHelloInfo, tls13 bool, array []tls.Certificate) (c *Certificate, asked bool) {
 	h := ix.heads.Load()
 	switch {
 	case h.sole != nil:
-		return h.sole
+		return h.sole, false
 	case len(h.first) == 0:
-		return nil
+		return nil, false
 	}
 	tls13 = tls13 && prefersTLS13(hello)
 	if hello.ServerName == "" {
 		for _, c := range h.first {
-			if c.suits(hello, tls13, array) {
-				return c
+			if c.suits(hello, tls13, array, &asked) {
+				return c, asked
 			}
 		}
-		return h.first[0]
+		return h.first[0], asked
 	}
-	if m, ok := ix.only(hello.ServerName); ok && m.suits(hello, tls13, array) {
-		return m.Certificate
+	var found [3]match
+	only, ok := ix.only(hello.ServerName)
+	switch {
+	case !ok:
+		found = ix.find(hello.ServerName)
+	case only.suits(hello, tls13, array, &asked):
+		return only.Certificate, asked
+	default:
+		found[0] = only.rest()
 	}
-	found := ix.find(hello.ServerName)
 	for {
 		var next *match
 		for i := range found {
@@ -116,25 +124,36 @@ func (ix *index) choose(hello *tls.ClientHelloInfo, tls13 bool, array []tls.Cert
 			}
 		}
 		if next == nil {
-			return h.first[0]
+			return h.first[0], asked
 		}
-		if next.suits(hello, tls13, array) {
-			return next.Certificate
+		if next.suits(hello, tls13, array, &asked) {
+			return next.Certificate, asked
 		}
 		*next = next.rest()
 	}
 }
 
+func newMatch(all []*Certificate) match {
+	switch len(all) {
+	case 0:
+		return match{}
+	case 1:
+		return match{Certificate: all[0]}
+	}
+	others := all[1:]
+	return match{all[0], &others}
+}
+
 func (m match) rest() match {
-	if m.next == nil {
+	if m.others == nil {
 		return match{}
 	}
-	return *m.next
+	return newMatch(*m.others)
 }
 
 // suits reports whether c, one of whose names was asked for, suits hello. What a
-// probe has found holds; all else is for crypto/tls to say.
-func (c *Certificate) suits(hello *tls.ClientHelloInfo, tls13 bool, array []tls.Certificate) bool {
+// probe has found holds; all else is for crypto/tls to say, which sets asked.
+func (c *Certificate) suits(hello *tls.ClientHelloInfo, tls13 bool, array []tls.Certificate, asked *bool) bool {
 	if tls13 {
 		for _, s := range hello.SignatureSchemes {
 			if slices.Contains(c.kind.schemes, s) {
@@ -142,6 +161,7 @@ func (c *Certificate) suits(hello *tls.ClientHelloInfo, tls13 bool, array []tls.
 			}
 		}
 	}
+	*asked = true
 	return hello.SupportsCertificate(c.certificate(array)) == nil
 }
 
@@ -157,7 +177,7 @@ func takesTLS13(config *tls.Config) bool {
 	return config.MinVersion <= tls.VersionTLS13 && (config.MaxVersion == 0 || config.MaxVersion >= tls.VersionTLS13)
 }
 
-// prefersTLS13 reports whether a server that takes TLS 1.3 uses it for hello.
+// prefersTLS13 reports whether a server that takes TLS 1.3 is sure to use it for hello.
 func prefersTLS13(hello *tls.ClientHelloInfo) bool {
 	for _, v := range hello.SupportedVersions {
 		switch {
@@ -239,20 +259,21 @@ func (ix *index) add(c *Certificate, leaf *x509.Certificate, complete bool) {
 	ix.heads.Store(h)
 }
 
-// remove removes c. others are the candidates left, in order.
-func (ix *index) remove(c *Certificate, leaf *x509.Certificate, others iter.Seq[*Certificate]) {
+// remove removes c. later are the candidates that come after it, in order.
+func (ix *index) remove(c *Certificate, leaf *x509.Certificate, later iter.Seq[*Certificate]) {
+	h := &heads{first: ix.heads.Load().first}
+	i := slices.Index(h.first, c)
+	if i >= 0 {
+		h.first = slices.Delete(slices.Clone(h.first), i, i+1)
+	}
 	if ix.kinds[c.kind]--; ix.kinds[c.kind] == 0 {
 		delete(ix.kinds, c.kind)
-	}
-	h := &heads{first: ix.heads.Load().first}
-	if slices.Contains(h.first, c) {
-		h.first = nil
-		for o := range others {
-			if len(h.first) == len(ix.kinds) {
-				break
-			}
-			if !slices.ContainsFunc(h.first, func(f *Certificate) bool { return f.kind == o.kind }) {
+	} else if i >= 0 {
+		for o := range later {
+			if o.kind == c.kind {
 				h.first = append(h.first, o)
+				slices.SortFunc(h.first, func(a, b *Certificate) int { return cmp.Compare(a.order, b.order) })
+				break
 			}
 		}
 	}
@@ -271,21 +292,24 @@ func (m match) with(c *Certificate, firstOfKind bool) match {
 	case m.Certificate == c, firstOfKind && m.kind == c.kind:
 		return m
 	}
-	rest := m.rest().with(c, firstOfKind)
-	return match{m.Certificate, &rest}
+	var others []*Certificate
+	if m.others != nil {
+		others = *m.others
+	}
+	if firstOfKind && slices.ContainsFunc(others, func(o *Certificate) bool { return o.kind == c.kind }) ||
+		len(others) > 0 && others[len(others)-1] == c { // which has the name twice
+		return m
+	}
+	others = append(others, c) // beyond what readers see
+	return match{m.Certificate, &others}
 }
 
 func (m match) without(c *Certificate) match {
-	switch {
-	case m.Certificate == nil:
-		return m
-	case m.Certificate == c:
-		return m.rest()
+	all := []*Certificate{m.Certificate}
+	if m.others != nil {
+		all = append(all, *m.others...)
 	}
-	if rest := m.rest().without(c); rest.Certificate != nil {
-		return match{m.Certificate, &rest}
-	}
-	return match{Certificate: m.Certificate}
+	return newMatch(slices.DeleteFunc(all, func(o *Certificate) bool { return o == nil || o == c }))
 }
 
 // edit changes what there is for each name of leaf.
@@ -323,12 +347,8 @@ func (ix *index) update(t table, key string, inPlace bool, change func(match) ma
 	case !inPlace:
 		s[t] = maps.Clone(s[t])
 	}
-	m, known := s[t][key]
-	if !known {
-		key = strings.Clone(key) // near to the other keys, as the names in certificates are not
-	}
-	if m = change(m); m.Certificate != nil {
-		s[t][key] = m
+	if m := change(s[t][key]); m.Certificate != nil {
+		s[t][strings.Clone(key)] = m // near to the other keys, as the names in certificates are not
 	} else {
 		delete(s[t], key)
 	}

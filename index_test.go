@@ -23,6 +23,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
@@ -174,7 +175,7 @@ func TestAnIndexThatChangesChoosesAsCryptoTLSDoes(t *testing.T) {
 			i := r.IntN(len(certs))
 			c := certs[i]
 			certs = slices.Delete(certs, i, i+1)
-			ix.remove(c, c.shown.Load().Leaf, slices.Values(certs))
+			ix.remove(c, c.shown.Load().Leaf, slices.Values(certs[i:]))
 		default:
 			leaf := new(x509.Certificate)
 			for range r.IntN(4) {
@@ -202,7 +203,8 @@ func TestAnIndexThatChangesChoosesAsCryptoTLSDoes(t *testing.T) {
 			hello.SupportedPoints = []uint8{0}
 		}
 		want := linear(certs, hello)
-		require.Same(t, want, ix.choose(hello, true, nil), "step %d: %+v", step, hello)
+		got, _ := ix.choose(hello, true, nil)
+		require.Same(t, want, got, "step %d: %+v", step, hello)
 		if want != nil {
 			chosen[want.order] = true
 		}
@@ -213,7 +215,8 @@ func TestAnIndexThatChangesChoosesAsCryptoTLSDoes(t *testing.T) {
 		ix.remove(c, c.shown.Load().Leaf, slices.Values(certs))
 	}
 	require.Empty(t, ix.kinds)
-	require.Nil(t, ix.choose(new(tls.ClientHelloInfo), true, nil))
+	none, _ := ix.choose(new(tls.ClientHelloInfo), true, nil)
+	require.Nil(t, none)
 	for i := range ix.shards {
 		for table, m := range ix.shards[i].Load() {
 			require.Empty(t, m, "table %d of shard %d", table, i)
@@ -230,6 +233,70 @@ func helloOf(t *testing.T, client *tls.Config) (hello *tls.ClientHelloInfo) {
 	}}, client)
 	require.Error(t, err)
 	return hello
+}
+
+// A remoteKey is one that takes its time, in a hardware module or at an agent.
+type remoteKey struct {
+	crypto.Signer
+	asked func()
+}
+
+func (k remoteKey) Public() crypto.PublicKey {
+	k.asked()
+	return k.Signer.Public()
+}
+
+func TestAStapleThatEndsWhileTheCertificateIsChosenIsNotServed(t *testing.T) {
+	w := newWorld(t)
+	s := w.stapler()
+	asked := func() {}
+	cert := w.leaf()
+	cert.PrivateKey = remoteKey{cert.PrivateKey.(crypto.Signer), func() { asked() }}
+	config := s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{cert, w.leaf(func(o *stapletest.LeafOptions) { o.KeyType = stapletest.RSA2048 })}})
+	require.NoError(t, s.Wait(soon(t)))
+	client := w.client("www.example.com")
+	client.MaxVersion = tls.VersionTLS12 // so that crypto/tls is asked, and asks for the key
+	hello := helloOf(t, client)
+	c := slices.Collect(s.Certificates())[0]
+	c.setStaple([]byte{1}, time.Now().Add(time.Hour))
+	got, err := config.GetCertificate(hello)
+	require.NoError(t, err)
+	require.Equal(t, []byte{1}, got.OCSPStaple)
+
+	now := time.Now()
+	timeNow = func() time.Time { return now }
+	defer func() { timeNow = time.Now }()
+	n := 0
+	asked = func() { n++; now = now.Add(2 * time.Hour) }
+	got, err = config.GetCertificate(hello)
+	require.NoError(t, err)
+	require.Equal(t, cert.Certificate, got.Certificate)
+	require.Empty(t, got.OCSPStaple)
+	require.Equal(t, 2, n, "crypto/tls asks twice for the key of a candidate, and is asked about it once")
+}
+
+// The names of a certificate are spread over memory, and would keep what is around them from being freed.
+func TestKeysAreNoPartOfCertificates(t *testing.T) {
+	ix := newIndex(1)
+	var leaves []*x509.Certificate
+	var certs []*Certificate
+	check := func() {
+		t.Helper()
+		for key := range ix.shards[0].Load()[hostnames] {
+			for _, leaf := range leaves {
+				require.NotSame(t, unsafe.StringData(leaf.DNSNames[0]), unsafe.StringData(key))
+			}
+		}
+	}
+	for i := range 3 {
+		leaves = append(leaves, &x509.Certificate{DNSNames: []string{string([]byte("www.example.com"))}})
+		certs = append(certs, &Certificate{order: uint64(i), kind: new(kind)})
+		ix.add(certs[i], leaves[i], false)
+		check()
+	}
+	ix.remove(certs[1], leaves[1], slices.Values(certs[2:]))
+	check()
+	require.Equal(t, []uint64{0, 2}, ix.matches("www.example.com"))
 }
 
 func TestSelectionDoesNotAllocate(t *testing.T) {
@@ -287,14 +354,15 @@ func TestAStapleThatEndsAndChangesIsNeverSeenHalf(t *testing.T) {
 			}
 		})
 	}
+	hence := time.Now().Add(time.Hour)
 	for i := range 500000 {
 		switch i % 4 {
 		case 0:
-			c.setStaple([]byte{1}, time.Now().Add(time.Hour))
+			c.setStaple([]byte{1}, hence)
 		case 1:
 			c.setStaple([]byte{2}, time.Now().Add(time.Duration(i)))
 		case 2:
-			c.setStaple([]byte{3}, time.Now().Add(-time.Hour))
+			c.setStaple([]byte{3}, hence) // the same end as before
 		case 3:
 			c.unstaple()
 		}

@@ -236,13 +236,13 @@ func (c *Certificate) current() (cert *tls.Certificate, stapled bool) {
 
 // at is current for a moment in Unix microseconds that has only just passed.
 func (c *Certificate) at(now int64) (cert *tls.Certificate, stapled bool) {
-	end := c.end.Load()
 	cert = c.shown.Load()
-	if c.end.Load() == end {
-		if end == 0 && cert.OCSPStaple == nil { // or it has come and gone in between
+	end := c.end.Load()
+	if end != changing && c.shown.Load() == cert { // end is its end: no certificate is shown twice
+		if end == 0 {
 			return cert, false
 		}
-		if end > 0 && now < end {
+		if now < end {
 			return cert, true
 		}
 	}
@@ -267,8 +267,9 @@ func unixMicro(t time.Time) int64 {
 
 // TLS returns the certificate as a handshake would be given it now: stapled while
 // a valid response is held. The result is shared and must not be changed; it is
-// replaced rather than changed when a new response comes. TLS does not allocate,
-// and never waits.
+// replaced rather than changed when a new response comes, so give crypto/tls the
+// method GetCertificate rather than the result. TLS does not wait, and allocates
+// once at most for each staple: when that has ended.
 func (c *Certificate) TLS() *tls.Certificate {
 	cert, _ := c.current()
 	return cert

@@ -15,7 +15,8 @@ import (
 // covers base's Certificates, GetCertificate, GetConfigForClient and
 // GetClientCertificate. If base is nil, or has none of the first three, servers
 // choose among the certificates that were added, in order of [Stapler.Add], by
-// the rule of crypto/tls.
+// the rule of crypto/tls. MinVersion and MaxVersion are looked at now, and must not
+// be changed in the result.
 //
 // Certificates is nil and GetCertificate set in the result, since crypto/tls would
 // not call GetCertificate for a client that names no server otherwise. Therefore
@@ -27,7 +28,9 @@ import (
 // The certificates of base are looked up in the cache, for a second at most, before
 // TLSConfig returns. Those that callbacks return are recognized by their leaf and
 // registered when they are first seen: 100 new ones a second at most, 131,072 in
-// all; a certificate without a handshake for 24 hours is forgotten.
+// all; a certificate without a handshake for 24 hours is forgotten. GetConfigForClient
+// may return a new configuration each time, but must not change the elements of a
+// Certificates slice that it has returned before: make a new slice.
 //
 // A handshake with a Must-Staple certificate waits for the first response about it,
 // for five seconds at most from when the certificate was first seen. No other
@@ -41,7 +44,11 @@ func (s *Stapler) TLSConfig(base *tls.Config) *tls.Config {
 	if config == nil {
 		config = new(tls.Config)
 	}
-	if g.isClosed() {
+	g.mu.Lock()
+	g.collect()
+	closed := g.closed
+	g.mu.Unlock()
+	if closed {
 		return config
 	}
 	w := &wrapper{engine: g, owner: new(owner), base: newChooser(config)}
@@ -181,7 +188,10 @@ func (w *wrapper) getCertificate(ch *chooser, hello *tls.ClientHelloInfo) (*tls.
 	}
 	switch {
 	case ch.index != nil:
-		c := ch.index.choose(hello, ch.takesTLS13, ch.certs)
+		c, asked := ch.index.choose(hello, ch.takesTLS13, ch.certs)
+		if asked {
+			now = microseconds()
+		}
 		switch {
 		case c == nil:
 			return nil, nil
@@ -266,7 +276,7 @@ func (e *entry) serve(ctx context.Context, c *Certificate, hello *tls.ClientHell
 
 // awaitFirst waits for the first round of e, and reports whether it did. ctx may be nil.
 func (e *entry) awaitFirst(ctx context.Context, until time.Time) bool {
-	left := time.Until(until)
+	left := max(time.Until(until), time.Until(e.until))
 	if left <= 0 {
 		return false
 	}
@@ -290,10 +300,4 @@ const extensionStatusRequest = 5 // RFC 6066, section 8
 // hello that crypto/tls has read tells its extensions, one made by hand may not.
 func wantsStaple(hello *tls.ClientHelloInfo) bool {
 	return hello == nil || hello.Extensions == nil && hello.Conn == nil || slices.Contains(hello.Extensions, extensionStatusRequest)
-}
-
-func (g *engine) isClosed() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.closed
 }

@@ -215,7 +215,7 @@ func TestClientCertificatesAreStapled(t *testing.T) {
 }
 
 func TestAMustStapleHandshakeWaitsForTheFirstRoundOnly(t *testing.T) {
-	for _, from := range []string{"Certificates", "a callback", "GetConfigForClient", "Add"} {
+	for _, from := range []string{"Certificates", "a callback", "GetConfigForClient", "Add", "a later Add"} {
 		t.Run("from "+from, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
@@ -230,12 +230,21 @@ func TestAMustStapleHandshakeWaitsForTheFirstRoundOnly(t *testing.T) {
 						return &tls.Config{Certificates: []tls.Certificate{cert}}, nil
 					}},
 				}[from]
-				w.responder.Set(nil, stapletest.Answer{Delay: 3 * time.Second})
-				if from == "Add" {
-					_, err := s.Add(cert)
-					require.NoError(t, err)
+				add := func(s *Stapler, base *tls.Config) *tls.Config {
+					if from == "Add" {
+						_, err := s.Add(cert)
+						require.NoError(t, err)
+					}
+					config := s.TLSConfig(base)
+					if from == "a later Add" {
+						time.Sleep(time.Minute)
+						_, err := s.Add(cert)
+						require.NoError(t, err)
+					}
+					return config
 				}
-				config := s.TLSConfig(base)
+				w.responder.Set(nil, stapletest.Answer{Delay: 3 * time.Second})
+				config := add(s, base)
 				var wg sync.WaitGroup
 				for range 10 {
 					wg.Go(func() {
@@ -251,11 +260,7 @@ func TestAMustStapleHandshakeWaitsForTheFirstRoundOnly(t *testing.T) {
 
 				w.responder.Set(nil, stapletest.Answer{Hang: true})
 				s = w.stapler()
-				if from == "Add" {
-					_, err := s.Add(cert)
-					require.NoError(t, err)
-				}
-				config = s.TLSConfig(base)
+				config = add(s, base)
 				for i, want := range []time.Duration{5 * time.Second, 0, 0} {
 					start := time.Now()
 					got, _, err := connect(t, config, w.client("www.example.com"))
@@ -267,11 +272,7 @@ func TestAMustStapleHandshakeWaitsForTheFirstRoundOnly(t *testing.T) {
 				// An answer that cannot be stapled ends the wait, too.
 				w.responder.Set(nil, stapletest.Answer{Error: ocsp.TryLater, Delay: time.Second})
 				s = w.stapler(func(s *Stapler) { s.RequireStaple = true })
-				if from == "Add" {
-					_, err := s.Add(cert)
-					require.NoError(t, err)
-				}
-				config = s.TLSConfig(base)
+				config = add(s, base)
 				start := time.Now()
 				_, _, err := connect(t, config, w.client("www.example.com"))
 				require.ErrorContains(t, err, "Must-Staple")
@@ -407,6 +408,52 @@ func TestCallbackCertificatesAreBounded(t *testing.T) {
 		require.Len(t, w.responder.Requests(nil), n)
 		require.Empty(t, slices.Collect(s.Certificates()))
 	})
+}
+
+func TestConfigurationsThatAreGoneAreForgottenWithoutAnyCertificate(t *testing.T) {
+	w := newWorld(t)
+	s := w.stapler()
+	released := func() int {
+		l := &s.engine.released
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return len(l.owners)
+	}
+	for range 100 {
+		s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, nil }})
+	}
+	require.Eventually(t, func() bool {
+		runtime.GC()
+		return released() > 50
+	}, 10*time.Second, 10*time.Millisecond)
+	s.TLSConfig(nil)
+	require.Less(t, released(), 50)
+}
+
+func TestNoHandshakeWaitsForTheEngine(t *testing.T) {
+	w := newWorld(t)
+	for name, cert := range map[string]tls.Certificate{
+		"stapled":                 w.leaf(),
+		"that names no responder": w.leaf(func(o *stapletest.LeafOptions) { o.Responders = []string{} }),
+	} {
+		for how, base := range map[string]*tls.Config{
+			"by a callback": {GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }},
+			"of the base":   {Certificates: []tls.Certificate{cert}},
+		} {
+			t.Run("a certificate "+name+" "+how, func(t *testing.T) {
+				s := w.stapler()
+				config := s.TLSConfig(base)
+				hello := helloOf(t, w.client("www.example.com"))
+				_, err := config.GetCertificate(hello)
+				require.NoError(t, err)
+				_ = s.Wait(soon(t))
+				s.engine.mu.Lock()
+				defer s.engine.mu.Unlock()
+				_, err = config.GetCertificate(hello) // or this is a deadlock
+				require.NoError(t, err)
+			})
+		}
+	}
 }
 
 func TestAConfigurationThatIsGoneIsNotRefreshed(t *testing.T) {
