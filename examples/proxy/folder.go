@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -32,7 +33,8 @@ type folder struct {
 
 	inService atomic.Pointer[map[string]*cert] // by host name or wildcard, in lower case; replaced as a whole
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex  // guards what follows
+	seen  os.FileInfo // of the directory
 	files map[string]*file
 	certs []*cert
 }
@@ -48,12 +50,13 @@ type file struct {
 // A cert is the certificate of a file. A file has several while one succeeds another.
 type cert struct {
 	*staple.Certificate
-	file   string
-	names  []string // in lower case
-	issued time.Time
-	added  time.Time // when its file was first seen to have it
-	gone   time.Time // when its file lost it; zero: it has not
-	ready  bool      // need not wait for its staple any more
+	file  string
+	names []string // in lower case
+	leaf  *x509.Certificate
+	must  bool      // Must-Staple
+	added time.Time // when its file was first seen to have it
+	gone  time.Time // when its file lost it; zero: it has not
+	ready bool      // need not wait for its staple any more
 }
 
 // getCertificate is for tls.Config.GetCertificate. For want of a certificate, crypto/tls sends the alert
@@ -67,7 +70,7 @@ func (f *folder) getCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, e
 
 // scan looks for files that have come, changed or gone. But for the first time, it acts on what two scans in
 // a row have seen the same, and so leaves alone a file that is being written. A file that cannot be used
-// counts as one that has not changed.
+// counts as one that has not changed. Another directory without files, where a volume was mounted, is an error.
 func (f *folder) scan(now time.Time) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -75,15 +78,28 @@ func (f *folder) scan(now time.Time) error {
 	if err != nil {
 		return err
 	}
+	info, err := os.Stat(f.dir)
+	if err != nil {
+		return err
+	}
+	some := false
 	for _, e := range entries {
-		if filepath.Ext(e.Name()) == ".pem" && f.files[e.Name()] == nil {
+		if filepath.Ext(e.Name()) != ".pem" {
+			continue
+		}
+		some = true
+		if f.files[e.Name()] == nil {
 			f.files[e.Name()] = new(file)
 		}
 	}
+	if f.seen != nil && !some && !os.SameFile(info, f.seen) {
+		return fmt.Errorf("%s is another directory than before, without any .pem file", f.dir)
+	}
+	f.seen = info
 	first := f.inService.Load() == nil
 	for _, name := range slices.Sorted(maps.Keys(f.files)) {
 		// Its time and size need not change with its contents, so it is read each time.
-		data, err := os.ReadFile(filepath.Join(f.dir, name))
+		data, err := read(filepath.Join(f.dir, name))
 		missing := errors.Is(err, fs.ErrNotExist)
 		var sum [sha256.Size]byte
 		if err == nil {
@@ -118,6 +134,16 @@ func (f *folder) scan(now time.Time) error {
 	return nil
 }
 
+// read reads a regular file. Others might keep it waiting.
+func read(name string) ([]byte, error) {
+	if info, err := os.Stat(name); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, errors.New("not a regular file")
+	}
+	return os.ReadFile(name)
+}
+
 // load puts the certificate in data under the Stapler's care.
 func (f *folder) load(data []byte) (*cert, error) {
 	blocks := 0
@@ -139,7 +165,7 @@ func (f *folder) load(data []byte) (*cert, error) {
 		return nil, err
 	}
 	names := strings.Fields(strings.ToLower(strings.Join(pair.Leaf.DNSNames, " ")))
-	return &cert{Certificate: c, names: names, issued: pair.Leaf.NotBefore}, nil
+	return &cert{Certificate: c, names: names, leaf: pair.Leaf, must: c.Status().MustStaple}, nil
 }
 
 // retire notes that the file has lost its certificate, with mu held.
@@ -169,7 +195,8 @@ func (f *folder) update(now time.Time) {
 		// certificate, which does not help it (Certificate.Wait returns at once for both). They are
 		// served: which certificate a host has is for the directory to say, and the Stapler logs a
 		// revocation as an error. And a responder that is down must not keep a certificate out of
-		// service until its predecessor has expired: most clients can do without the staple.
+		// service until its predecessor has expired: most clients can do without the staple. For those
+		// that cannot, see rank.
 		st := c.Status()
 		c.ready = st.Stapled || st.Revoked || errors.Is(st.Err, staple.ErrNoResponder) || now.Sub(c.added) >= f.wait
 		if c.ready {
@@ -179,25 +206,62 @@ func (f *folder) update(now time.Time) {
 		}
 	}
 	// One that is gone serves on while any waits that came no later, since that may be its successor, from
-	// the same file or from another.
+	// the same file or from another; and while it is of higher rank than its successor.
+	table, successors := f.table(now), make(map[string]int) // the highest rank of those that are ready
+	for _, c := range f.certs {
+		if c.ready && c.gone.IsZero() {
+			for _, name := range c.names {
+				successors[name] = max(successors[name], c.rank(now))
+			}
+		}
+	}
+	n := len(f.certs)
 	f.certs = slices.DeleteFunc(f.certs, func(c *cert) bool {
-		if c.gone.IsZero() || c.ready && !waiting.After(c.gone) {
+		better := func(name string) bool {
+			rank := successors[name]
+			return table[name] == c && 0 < rank && rank < c.rank(now)
+		}
+		if c.gone.IsZero() || c.ready && (!waiting.After(c.gone) || slices.ContainsFunc(c.names, better)) {
 			return false
 		}
 		c.Remove() // handshakes that have just chosen it are still served
 		f.log.Info("certificate removed", "file", c.file, "names", c.names)
 		return true
 	})
+	if len(f.certs) < n {
+		table = f.table(now)
+	}
+	f.inService.Store(&table)
+}
+
+// table returns what serves each name: of the certificates of the highest rank the one issued last, unless
+// that is gone and the other came after it.
+func (f *folder) table(now time.Time) map[string]*cert {
 	table := make(map[string]*cert)
 	for _, c := range f.certs {
+		if !c.ready {
+			continue
+		}
 		for _, name := range c.names {
-			// Of two for one name, the one issued last serves, unless it is gone and the other came after it.
-			if have := table[name]; c.ready && (have == nil || !have.gone.IsZero() || !c.issued.Before(have.issued)) {
+			have := table[name]
+			if have == nil || c.rank(now) > have.rank(now) || c.rank(now) == have.rank(now) &&
+				(!have.gone.IsZero() || !c.leaf.NotBefore.Before(have.leaf.NotBefore)) {
 				table[name] = c
 			}
 		}
 	}
-	f.inService.Store(&table)
+	return table
+}
+
+// rank tells how a client would take c now.
+func (c *cert) rank(now time.Time) int {
+	switch {
+	case now.Before(c.leaf.NotBefore), now.After(c.leaf.NotAfter):
+		return 1
+	case c.must && len(c.TLS().OCSPStaple) == 0:
+		return 2
+	}
+	return 3
 }
 
 // ServeHTTP lists the certificates, and the files that cannot be used, in plain text.

@@ -188,7 +188,6 @@ func TestDoesNotWaitInVain(t *testing.T) {
 		want   string
 	}{
 		"for one without a responder": {stapletest.LeafOptions{Responders: []string{}}, stapletest.Answer{}, "none"},
-		"for one that has expired":    {stapletest.LeafOptions{NotAfter: time.Now().Add(-time.Minute)}, stapletest.Answer{}, "none"},
 		"for a revoked one":           {stapletest.LeafOptions{}, stapletest.Answer{Status: ocsp.Revoked}, "revoked"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -205,6 +204,80 @@ func TestDoesNotWaitInVain(t *testing.T) {
 			require.Regexp(t, `(?m)^a.pem +serving +`+o.want, b.listing())
 		})
 	}
+}
+
+func TestSuccessorsThatClientsRefuse(t *testing.T) {
+	const day = 24 * time.Hour
+	for name, test := range map[string]struct {
+		leaf stapletest.LeafOptions
+		down bool
+		mend func(b *bench) // makes it one that clients accept; nil: nothing can
+	}{
+		"not valid yet": {leaf: stapletest.LeafOptions{NotBefore: time.Now().Add(day), NotAfter: time.Now().Add(90 * day)},
+			mend: func(b *bench) { b.now = b.now.Add(day) }},
+		"expired": {leaf: stapletest.LeafOptions{NotAfter: time.Now().Add(-time.Minute)}},
+		"Must-Staple, while the responder is down": {leaf: stapletest.LeafOptions{MustStaple: true}, down: true,
+			mend: func(b *bench) {
+				b.down = func(*staple.Request) bool { return false }
+				for c := range b.folder.stapler.Certificates() {
+					require.NoError(b, c.Refresh(b.Context()))
+				}
+			}},
+	} {
+		for _, file := range []string{"a.pem", "b.pem"} { // in its place, and beside it
+			t.Run(name+" "+file, func(t *testing.T) {
+				b := newBench(t, 10*time.Second)
+				old := b.leaf(stapletest.LeafOptions{MustStaple: true, NotBefore: time.Now().Add(-2 * day)})
+				b.put("a.pem", old)
+				b.scan(1)
+				b.down = func(*staple.Request) bool { return test.down }
+				next := b.leaf(test.leaf)
+				b.put(file, next)
+				b.scan(20)
+				b.serves("localhost", &old, true)
+				if test.mend != nil {
+					test.mend(b)
+					b.scan(2)
+					b.serves("localhost", &next, true)
+				}
+				if file == "b.pem" {
+					b.manages(old, next)
+				} else if test.mend != nil {
+					b.manages(next)
+				}
+			})
+		}
+	}
+	t.Run("without a predecessor", func(t *testing.T) {
+		b := newBench(t, 10*time.Second)
+		b.down = func(*staple.Request) bool { return true }
+		must := b.leaf(stapletest.LeafOptions{MustStaple: true})
+		expired := b.leaf(stapletest.LeafOptions{Names: []string{"old.example"}, NotAfter: time.Now().Add(-time.Minute)})
+		b.put("a.pem", must)
+		b.put("b.pem", expired)
+		b.scan(7)
+		b.serves("localhost", &must, false)
+		b.serves("old.example", &expired, false)
+	})
+}
+
+func TestADirectoryThatIsReplacedByAnEmptyOne(t *testing.T) {
+	b := newBench(t, time.Hour)
+	cert := b.leaf(stapletest.LeafOptions{})
+	b.put("a.pem", cert)
+	b.scan(1)
+	require.NoError(t, os.Rename(b.folder.dir, b.folder.dir+".away"))
+	require.NoError(t, os.Mkdir(b.folder.dir, 0o700)) // as where a volume was mounted
+	for range 3 {
+		require.ErrorContains(t, b.folder.scan(b.now), "another directory")
+		b.folder.update(b.now)
+		b.serves("localhost", &cert, true)
+	}
+	next := b.leaf(stapletest.LeafOptions{})
+	b.put("b.pem", next)
+	b.scan(2)
+	b.serves("localhost", &next, true)
+	b.manages(next)
 }
 
 // What is being written is not looked at, even if it would do.

@@ -39,6 +39,7 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends it at once
 	switch err := run(ctx, os.Args[1:], os.Stdout); {
 	case errors.Is(err, flag.ErrHelp):
 	case err != nil:
@@ -109,7 +110,8 @@ func (p *proxy) addBackend(s string) error {
 	return nil
 }
 
-// serve serves until ctx ends, and then lets the requests that run end, for drain at most.
+// serve serves until ctx ends, and then lets the requests that run end, for drain at most. Connections that
+// were upgraded, as those of WebSockets are, end with the process.
 func (p *proxy) serve(ctx context.Context, listener, admin net.Listener) error {
 	stapler := &staple.Stapler{Logger: p.log}
 	if p.cache != "" {
@@ -149,21 +151,18 @@ func (p *proxy) serve(ctx context.Context, listener, admin net.Listener) error {
 	go func() { ended <- adminServer.Serve(admin) }()
 	p.log.Info("serving", "address", listener.Addr(), "admin", "http://"+admin.Addr().String()+"/")
 
-	ticker := time.NewTicker(p.poll)
-	defer ticker.Stop()
-	var err, trouble error
-	for err == nil && ctx.Err() == nil {
-		select {
-		case now := <-ticker.C:
-			was := trouble
-			if trouble = certs.scan(now); trouble != nil && was == nil {
-				p.log.Error("the directory cannot be read; its certificates stay in service", "error", trouble)
-			}
-			certs.update(now)
-		case err = <-ended:
-		case <-ctx.Done():
-		}
+	watching, stopWatching := context.WithCancel(ctx)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		p.watch(watching, certs)
+	}()
+	var err error
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
 	}
+	stopWatching()
 	const drain = 30 * time.Second
 	p.log.Info("shutting down")
 	last, cancel := context.WithTimeout(context.Background(), drain)
@@ -173,7 +172,30 @@ func (p *proxy) serve(ctx context.Context, listener, admin net.Listener) error {
 		err = errors.Join(err, fmt.Errorf("requests were cut off: %w", e))
 	}
 	adminServer.Close()
+	select {
+	case <-stopped:
+	case <-last.Done(): // the file system hangs
+	}
 	return err
+}
+
+// watch puts in service what the directory has, until ctx ends.
+func (p *proxy) watch(ctx context.Context, certs *folder) {
+	ticker := time.NewTicker(p.poll)
+	defer ticker.Stop()
+	var trouble error
+	for {
+		select {
+		case now := <-ticker.C:
+			was := trouble
+			if trouble = certs.scan(now); trouble != nil && was == nil {
+				p.log.Error("the directory cannot be read; its certificates stay in service", "error", trouble)
+			}
+			certs.update(now)
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // handler passes requests on to the backend of the name in the TLS handshake.
