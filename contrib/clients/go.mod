@@ -1,0 +1,13 @@
+module github.com/go-staple/staple/contrib/clients
+
+go 1.26.0
+
+require (
+	github.com/go-staple/staple v0.0.0
+	github.com/stretchr/testify v1.12.1
+	golang.org/x/crypto v0.58.0
+)
+
+require go.yaml.in/yaml/v3 v3.0.5 // indirect
+
+replace github.com/go-staple/staple => ../../

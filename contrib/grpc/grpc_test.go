@@ -1,0 +1,154 @@
+package staplegrpc_test
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"log/slog"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ocsp"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/stapletest"
+)
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+// A health server keeps what the last client stapled.
+type health struct {
+	healthpb.UnimplementedHealthServer
+	stapled []byte
+}
+
+func (h *health) Check(ctx context.Context, _ *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+	p, _ := peer.FromContext(ctx)
+	h.stapled = p.AuthInfo.(credentials.TLSInfo).State.OCSPResponse
+	return &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_SERVING}, nil
+}
+
+func serve(t *testing.T, h *health, creds credentials.TransportCredentials) (addr string) {
+	server := grpc.NewServer(grpc.Creds(creds))
+	healthpb.RegisterHealthServer(server, h)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(l) }()
+	t.Cleanup(func() {
+		server.Stop()
+		require.NoError(t, <-ended)
+	})
+	return l.Addr().String()
+}
+
+// call makes one unary call and returns what the server stapled.
+func call(t *testing.T, addr string, client *tls.Config) ([]byte, error) {
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(credentials.NewTLS(client)))
+	require.NoError(t, err)
+	defer conn.Close()
+	var p peer.Peer
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if _, err := healthpb.NewHealthClient(conn).Check(ctx, new(healthpb.HealthCheckRequest), grpc.Peer(&p)); err != nil {
+		return nil, err
+	}
+	return p.AuthInfo.(credentials.TLSInfo).State.OCSPResponse, nil
+}
+
+type world struct {
+	ca             *stapletest.CA
+	responder      *stapletest.Responder
+	server, client *tls.Config
+}
+
+// newWorld has Must-Staple certificates on both sides, so that a call succeeds only if both staple.
+func newWorld(t *testing.T) (w *world, serverCert, clientCert tls.Certificate) {
+	w = &world{ca: stapletest.NewCA(stapletest.CAOptions{Intermediate: true})}
+	w.responder = stapletest.NewResponder(w.ca)
+	verify := new(staple.ResponseVerifier).VerifyConnection
+	w.server = &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: w.ca.Roots(), VerifyConnection: verify}
+	w.client = &tls.Config{RootCAs: w.ca.Roots(), VerifyConnection: verify}
+	o := stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}, MustStaple: true}
+	return w, w.ca.Leaf(o), w.ca.Leaf(o)
+}
+
+func (w *world) stapler(t *testing.T) *staple.Stapler {
+	s := &staple.Stapler{Fetcher: &staple.HTTPFetcher{Client: w.responder.Client()}, Logger: quiet, StapleRevoked: true}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func wait(t *testing.T, s *staple.Stapler) {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	require.NoError(t, s.Wait(ctx))
+}
+
+func TestBothSidesOfAUnaryCallStaple(t *testing.T) {
+	w, serverCert, clientCert := newWorld(t)
+	verifier := new(staple.ResponseVerifier)
+	h := new(health)
+	s := w.stapler(t)
+	w.server.Certificates = []tls.Certificate{serverCert}
+	w.client.Certificates = []tls.Certificate{clientCert}
+	addr := serve(t, h, credentials.NewTLS(s.TLSConfig(w.server)))
+	client := s.TLSConfig(w.client)
+	wait(t, s)
+
+	stapled, err := call(t, addr, client)
+	require.NoError(t, err)
+	for leaf, der := range map[*tls.Certificate][]byte{&serverCert: stapled, &clientCert: h.stapled} {
+		r, _, err := verifier.Verify(der, leaf.Leaf, w.ca.Issuer, time.Now())
+		require.NoError(t, err)
+		require.Equal(t, ocsp.Good, r.Status)
+	}
+
+	_, err = call(t, addr, w.client)
+	require.Equal(t, codes.Unavailable, status.Code(err), "a client that does not staple is refused: %v", err)
+
+	w.responder.Set(clientCert.Leaf, stapletest.Answer{Status: ocsp.Revoked})
+	for c := range s.Certificates() {
+		require.NoError(t, c.Refresh(t.Context()))
+	}
+	_, err = call(t, addr, client)
+	require.Equal(t, codes.Unavailable, status.Code(err), "a client that is revoked is refused: %v", err)
+
+	w.responder.Set(clientCert.Leaf, stapletest.Answer{})
+	w.responder.Set(serverCert.Leaf, stapletest.Answer{Status: ocsp.Revoked})
+	for c := range s.Certificates() {
+		require.NoError(t, c.Refresh(t.Context()))
+	}
+	_, err = call(t, addr, client)
+	require.ErrorContains(t, err, "revoked", "a server that is revoked is refused")
+}
+
+// A server that chooses by client: gRPC clones what the callback returns.
+func TestGetConfigForClientIsStapled(t *testing.T) {
+	w, serverCert, _ := newWorld(t)
+	s := w.stapler(t)
+	base := &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		return &tls.Config{Certificates: []tls.Certificate{serverCert}}, nil
+	}}
+	addr := serve(t, new(health), credentials.NewTLS(s.TLSConfig(base)))
+	require.Eventually(t, func() bool {
+		_, err := call(t, addr, w.client)
+		return err == nil
+	}, 20*time.Second, 10*time.Millisecond)
+}
+
+func TestCredentialsMadeFromACertificateDoNotStaple(t *testing.T) {
+	w, serverCert, _ := newWorld(t)
+	addr := serve(t, new(health), credentials.NewServerTLSFromCert(&serverCert))
+	stapled, err := call(t, addr, &tls.Config{RootCAs: w.ca.Roots()})
+	require.NoError(t, err)
+	require.Empty(t, stapled)
+}
