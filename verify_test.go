@@ -10,11 +10,13 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
 	"math/big"
 	"net"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -217,6 +219,27 @@ func TestEveryOddityIsAccepted(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+// Its singleExtensions are an empty list.
+func TestVaultsResponsesAreAccepted(t *testing.T) {
+	text, err := os.ReadFile("testdata/vault.pem")
+	require.NoError(t, err)
+	var blocks [][]byte
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		blocks = append(blocks, block.Bytes)
+	}
+	require.Len(t, blocks, 6)
+	for b := range slices.Chunk(blocks, 3) {
+		issuer, err := x509.ParseCertificate(b[0])
+		require.NoError(t, err)
+		leaf, err := x509.ParseCertificate(b[1])
+		require.NoError(t, err)
+		require.True(t, bytes.Contains(b[2], []byte{0xa1, 2, 0x30, 0}))
+		r, _, err := new(ResponseVerifier).Verify(b[2], leaf, issuer, leaf.NotBefore.Add(time.Minute))
+		require.NoError(t, err)
+		require.Equal(t, ocsp.Good, r.Status)
 	}
 }
 
