@@ -1,0 +1,180 @@
+package main
+
+import (
+	"crypto"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ocsp"
+
+	"github.com/go-staple/staple/stapletest"
+)
+
+// TestMain lets the test binary be the server with staple, as the command is.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "serve" {
+		main()
+		return
+	}
+	os.Setenv("GORACE", "atexit_sleep_ms=0") // for the servers, which would take a second each to end
+	os.Exit(m.Run())
+}
+
+// observeOne puts one server through all faults. The times that come out say nothing: tests run side by side.
+func observeOne(t *testing.T, s server) column {
+	columns, err := observe(t.Context(), t.Output(), course{later: 200 * time.Millisecond, quiet: 3}, []server{s}, faults)
+	require.NoError(t, err)
+	require.Len(t, columns[0].seen, len(faults))
+	return columns[0]
+}
+
+func wordsOf(seen []observation) (words []string) {
+	for _, o := range seen {
+		words = append(words, o.word)
+	}
+	return words
+}
+
+func TestStapleKeepsItsStapleAndIsNeverRefused(t *testing.T) {
+	t.Parallel()
+	want := map[string]string{ // the rest: none, none, none
+		"quiet":                             "^(none, )*(none|good)(, good)*$",
+		"quiet, Must-Staple":                "^good, good, good$",
+		"responder down, stapled before":    "^good, good, good$",
+		"restart in an outage":              "^good, good, good$",
+		"restart in an outage, Must-Staple": "^good, good, good$",
+	}
+	col := observeOne(t, withStaple)
+	for i, f := range faults {
+		for _, o := range col.seen[i] {
+			require.False(t, o.refused, f.name)
+		}
+		pattern := want[f.name]
+		if pattern == "" {
+			pattern = "^none, none, none$"
+		}
+		require.Regexp(t, pattern, strings.Join(wordsOf(col.seen[i]), ", "), f.name)
+		delete(want, f.name)
+	}
+	require.Empty(t, want)
+}
+
+func TestPeersStapleWhatTheTableHasWordsFor(t *testing.T) {
+	known := []string{"none", "good", "expired", "garbage", "wrong certificate", "forged", "revoked", "tryLater response"}
+	for _, s := range []server{nginx, apache} {
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			if _, err := s.version(); err != nil {
+				require.NotEqual(t, "1", os.Getenv("STAPLE_REQUIRE_PEERS"), "STAPLE_REQUIRE_PEERS is set: %v", err)
+				t.Skipf("this test needs %s: %v", s.name, err)
+			}
+			col := observeOne(t, s)
+			for i, f := range faults {
+				for _, o := range col.seen[i] {
+					require.Contains(t, known, o.word, f.name)
+					require.Equal(t, o.word != "good" && (o.word != "none" || f.mustStaple), o.refused, "%s: %s", f.name, o.word)
+				}
+			}
+		})
+	}
+}
+
+func TestEachStapleHasItsWord(t *testing.T) {
+	ca := stapletest.NewCA(stapletest.CAOptions{Intermediate: true})
+	leaf := ca.Leaf(stapletest.LeafOptions{}).Leaf
+	sibling := ca.Leaf(stapletest.LeafOptions{})
+	signer := &stapletest.Signer{Certificate: sibling.Leaf, Key: sibling.PrivateKey.(crypto.Signer)}
+	edited := func(edit func(r *stapletest.Response)) []byte {
+		r := stapletest.NewResponse(ca, leaf)
+		edit(r)
+		return r.DER()
+	}
+	single := func(edit func(s *stapletest.Single)) []byte {
+		return edited(func(r *stapletest.Response) { edit(&r.Singles[0]) })
+	}
+	broken := edited(func(*stapletest.Response) {})
+	broken[len(broken)-1]++ // the end of the signature
+	for _, tt := range []struct {
+		want     string
+		response []byte
+	}{
+		{"none", nil},
+		{"good", edited(func(*stapletest.Response) {})},
+		{"good", edited(func(r *stapletest.Response) { r.Signer = ca.Delegate(stapletest.DelegateOptions{}) })},
+		{"revoked", single(func(s *stapletest.Single) { s.Status = ocsp.Revoked })},
+		{"unknown", single(func(s *stapletest.Single) { s.Status = ocsp.Unknown })},
+		{"expired", single(func(s *stapletest.Single) {
+			s.ThisUpdate, s.NextUpdate = time.Now().Add(-time.Hour), time.Now().Add(-time.Second)
+		})},
+		{"not yet valid", single(func(s *stapletest.Single) { s.ThisUpdate = time.Now().Add(time.Hour) })},
+		{"garbage", []byte("no OCSP response")},
+		{"wrong certificate", stapletest.NewResponse(ca, sibling.Leaf).DER()},
+		{"forged", edited(func(r *stapletest.Response) { r.Signer = signer })},
+		{"forged", broken},
+		{"tryLater response", edited(func(r *stapletest.Response) { r.Status = ocsp.TryLater })},
+		{"unauthorized response", edited(func(r *stapletest.Response) { r.Status = ocsp.Unauthorized })},
+	} {
+		require.Equal(t, tt.want, word(tt.response, leaf, ca.Issuer))
+	}
+}
+
+func TestAServerThatIsMissingHasAColumnThatSaysSo(t *testing.T) {
+	t.Parallel()
+	missing := server{name: "missing", version: func() (string, error) { return version("no-such-server") }}
+	var stderr strings.Builder
+	down := faults[3:4]
+	columns, err := observe(t.Context(), &stderr, course{quiet: 1}, []server{withStaple, missing}, down)
+	require.NoError(t, err)
+	require.Equal(t, "servers: missing is not installed\n", stderr.String())
+	rows := rows(course{quiet: 1}, columns, down)
+	require.Equal(t, []string{"fault", "staple", "missing"}, rows[0])
+	require.Equal(t, "quiet, median of 1", rows[1][0])
+	require.Regexp(t, `^\([0-9.]+ ms\)$`, rows[1][1])
+	require.Equal(t, "responder down at start", rows[2][0])
+	require.Regexp(t, `^none \([0-9.]+ ms`, rows[2][1])
+	require.Equal(t, []string{"not installed", "not installed"}, []string{rows[1][2], rows[2][2]})
+}
+
+func TestAServerThatDoesNotStartSaysWhy(t *testing.T) {
+	self, err := os.Executable()
+	require.NoError(t, err)
+	_, err = startProgram(t.Context(), "127.0.0.1:1", self, "serve", t.TempDir(), "127.0.0.1:1")
+	require.ErrorContains(t, err, "fullchain.pem: no such file")
+	_, err = startProgram(t.Context(), "127.0.0.1:1", "no-such-server")
+	require.ErrorIs(t, err, exec.ErrNotFound)
+}
+
+func TestCellsAndVerdict(t *testing.T) {
+	const ms = time.Millisecond
+	same := []observation{{"good", false, 3 * ms}, {"good", false, 2 * ms}, {"good", false, 1 * ms}}
+	late := []observation{{"none", false, 1 * ms}, {"none", false, 2 * ms}, {"good", false, 51500 * time.Microsecond}}
+	refused := []observation{{"expired", true, 1 * ms}, {"expired", true, 10000 * ms}, {"none", false, 1 * ms}}
+	lost := []observation{{"good", false, 1 * ms}, {"none", false, 1 * ms}, {"good", false, 1 * ms}}
+	require.Equal(t, "good (3.0 ms)", words(same))
+	require.Equal(t, "good, none, good (1.0 ms)", words(lost))
+	require.Equal(t, "none, none, good (1.0 ms, slowest 51.5 ms)", words(late))
+	require.Equal(t, "expired ✗, expired ✗, none (1.0 ms, slowest 10000.0 ms)", words(refused))
+
+	for _, tt := range []struct {
+		seen          [][]observation
+		median        time.Duration
+		fast, refused string
+	}{
+		{[][]observation{same, late}, 2 * ms, "slowest of 6 handshakes 51.5 ms, quiet median 2.0 ms, 50.0 ms apart at most: ok", "0 of 6: ok"},
+		{[][]observation{same, late}, 1 * ms, "slowest of 6 handshakes 51.5 ms, quiet median 1.0 ms, 50.0 ms apart at most: NOT OK", "0 of 6: ok"},
+		{[][]observation{same, refused}, 9990 * ms, "slowest of 6 handshakes 10000.0 ms, quiet median 9990.0 ms, 50.0 ms apart at most: ok", "2 of 6: NOT OK"},
+	} {
+		var out strings.Builder
+		err := check(&out, column{name: "ours", median: tt.median, seen: tt.seen})
+		require.Equal(t, "ours: "+tt.fast+"\nours: refused by a client that checks staples: "+tt.refused+"\n", out.String())
+		if strings.Contains(out.String(), "NOT OK") {
+			require.Error(t, err)
+		} else {
+			require.NoError(t, err)
+		}
+	}
+}
