@@ -214,19 +214,17 @@ func (g *engine) disown(owners []*owner) {
 	}
 }
 
-// A releaseList holds what configurations that became unreachable have registered.
-// It is filled by the runtime's cleanups, which must not touch channels or timers,
-// and emptied by the scheduler.
+// A releaseList holds the owners whose configurations became unreachable. It is
+// filled by the runtime's cleanups, which must not touch channels or timers, and
+// emptied by the scheduler.
 type releaseList struct {
-	mu      sync.Mutex
-	handles []*Certificate
-	owners  []*owner
+	mu     sync.Mutex
+	owners []*owner
 }
 
-func (l *releaseList) add(handles []*Certificate, o *owner) {
+func (l *releaseList) add(o *owner) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.handles = append(l.handles, handles...)
 	l.owners = append(l.owners, o)
 }
 
@@ -234,17 +232,19 @@ func (l *releaseList) add(handles []*Certificate, o *owner) {
 func (g *engine) collect() {
 	l := &g.released
 	l.mu.Lock()
-	handles, owners := l.handles, l.owners
-	l.handles, l.owners = nil, nil
+	owners := l.owners
+	l.owners = nil
 	l.mu.Unlock()
-	for _, c := range handles {
-		if c != nil {
+	if len(owners) == 0 {
+		return
+	}
+	for _, o := range owners {
+		for _, c := range g.registered[o] {
 			g.drop(c)
 		}
+		delete(g.registered, o)
 	}
-	if len(owners) > 0 {
-		g.disown(owners)
-	}
+	g.disown(owners)
 }
 
 // serveReturned gives a handshake what a callback of o returned, with the staple

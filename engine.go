@@ -54,6 +54,9 @@ type engine struct {
 	last    *Certificate
 	orders  uint64 // handles that Add has made so far
 	added   *index // of the handles that Add made; nil: nobody has asked
+
+	registered map[*owner][]*Certificate // the handles of Certificates of configurations
+
 	schedule
 	notices
 
@@ -76,6 +79,7 @@ func newEngine(s *Stapler) *engine {
 		requireStaple: s.RequireStaple,
 		stapleRevoked: s.StapleRevoked,
 		entries:       make(map[[sha256.Size]byte]*entry),
+		registered:    make(map[*owner][]*Certificate),
 	}
 	if g.fetcher == nil {
 		g.fetcher = new(HTTPFetcher)

@@ -511,13 +511,22 @@ func (a *arrays) over(certs []tls.Certificate, kinds *kindTable) *index {
 	}
 	if a.indexes[key] == nil {
 		a.indexes[key] = ix
-		runtime.AddCleanup(&certs[0], a.forget, key)
+		runtime.AddCleanup(&certs[0], forgetArray, forgotten{weak.Make(a), key})
 	}
 	return ix
 }
 
-func (a *arrays) forget(key array) {
+type forgotten struct {
+	arrays weak.Pointer[arrays] // the engine's, see release
+	array
+}
+
+func forgetArray(f forgotten) {
+	a := f.arrays.Value()
+	if a == nil {
+		return
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.indexes, key)
+	delete(a.indexes, f.array)
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"weak"
 )
 
 // TLSConfig returns a clone of base that staples, and changes nothing else: for
@@ -52,7 +53,7 @@ func (s *Stapler) TLSConfig(base *tls.Config) *tls.Config {
 		return config
 	}
 	w := &wrapper{engine: g, owner: new(owner), base: newChooser(config)}
-	known := w.register(config.Certificates)
+	w.register(config.Certificates)
 	if len(config.Certificates) == 0 && config.GetCertificate == nil && config.GetConfigForClient == nil {
 		w.base.index = g.addedIndex()
 	}
@@ -77,13 +78,21 @@ func (s *Stapler) TLSConfig(base *tls.Config) *tls.Config {
 			return c, nil
 		}
 	}
-	runtime.AddCleanup(w, func(r release) { g.released.add(r.handles, r.owner) }, release{known, w.owner})
+	// What a cleanup leads to is kept until it runs, and the engine may lead to the
+	// result, by way of a callback of the Stapler's.
+	runtime.AddCleanup(w, release, released{weak.Make(g), w.owner})
 	return config
 }
 
-type release struct {
-	handles []*Certificate
-	owner   *owner
+type released struct {
+	engine weak.Pointer[engine]
+	owner  *owner
+}
+
+func release(r released) {
+	if g := r.engine.Value(); g != nil {
+		g.released.add(r.owner)
+	}
 }
 
 // A wrapper is what the callbacks of one configuration that TLSConfig returned
@@ -117,12 +126,12 @@ func newChooser(config *tls.Config) *chooser {
 	}
 }
 
-// register puts the certificates of the base under the engine's care, and returns
-// the handles for which that could be done.
-func (w *wrapper) register(certs []tls.Certificate) (known []*Certificate) {
+// register puts the certificates of the base under the engine's care.
+func (w *wrapper) register(certs []tls.Certificate) {
 	if len(certs) == 0 {
-		return nil
+		return
 	}
+	var known []*Certificate // those for which that could be done
 	g, ch := w.engine, w.base
 	ch.handles = make([]*Certificate, len(certs))
 	if ch.nameToCertificate != nil {
@@ -149,9 +158,11 @@ func (w *wrapper) register(certs []tls.Certificate) (known []*Certificate) {
 	if len(certs) > 1 {
 		ch.index = index
 	}
+	g.mu.Lock()
+	g.registered[w.owner] = known
+	g.mu.Unlock()
 	g.preload(known)
 	g.launch(known...)
-	return known
 }
 
 // install makes config, whose certificates ch chooses among, staple.

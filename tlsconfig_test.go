@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -408,6 +409,37 @@ func TestCallbackCertificatesAreBounded(t *testing.T) {
 		require.Len(t, w.responder.Requests(nil), n)
 		require.Empty(t, slices.Collect(s.Certificates()))
 	})
+}
+
+// A server's struct often holds both the configuration and what the Stapler calls.
+func TestAStaplerIsFreedThoughItsFetcherLeadsToItsConfiguration(t *testing.T) {
+	w := newWorld(t)
+	var freed atomic.Bool
+	func() {
+		var server struct {
+			config *tls.Config
+			certs  []tls.Certificate
+		}
+		server.certs = []tls.Certificate{w.leaf(), w.leaf(names("second.example.com"))}
+		inner := &tls.Config{Certificates: server.certs}
+		s := &Stapler{Logger: slog.New(slog.DiscardHandler), Fetcher: FetcherFunc(func(_ context.Context, req *Request) ([]byte, error) {
+			runtime.KeepAlive(&server)
+			return w.responder.Response(req.Leaf), nil
+		})}
+		server.config = s.TLSConfig(&tls.Config{
+			Certificates:       slices.Clone(server.certs),
+			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return inner, nil },
+		})
+		_, _, err := connect(t, server.config, w.client("second.example.com"))
+		require.NoError(t, err)
+		require.NoError(t, s.Wait(soon(t)))
+		s.Close()
+		runtime.AddCleanup(s.engine, func(int) { freed.Store(true) }, 0)
+	}()
+	require.Eventually(t, func() bool {
+		runtime.GC()
+		return freed.Load()
+	}, 10*time.Second, 10*time.Millisecond)
 }
 
 func TestConfigurationsThatAreGoneAreForgottenWithoutAnyCertificate(t *testing.T) {
