@@ -25,6 +25,7 @@ const (
 	storeTimeout   = 5 * time.Second  // for one call of the cache, and for those that Close waits for
 	fetchTimeout   = 30 * time.Second // for one Fetch or FetchIssuer
 	leaseTTL       = 10 * time.Second // of the lock among processes
+	maxDeferrals   = 30               // looks at a lock that another process has, a tenth of leaseTTL apart, before going on without
 )
 
 // An engine is a Stapler at work: its fields as they were at first use, what it
@@ -127,24 +128,25 @@ type entry struct {
 	engine     *engine
 	key        [sha256.Size]byte // of the leaf's DER
 	leaf       *x509.Certificate
-	mustStaple bool
-	until      time.Time // how long handshakes wait for the first round of a Must-Staple certificate, at least
+	until      int64 // in Unix microseconds: how long handshakes wait for the first round of a Must-Staple certificate, at least
 	unstapled  atomic.Uint64
 	waiting    atomic.Int32 // handshakes that wait for the first round
+	mustStaple bool
 
 	issuerKnown atomic.Bool
 	plain       atomic.Bool // there has been a handle whose certificates a callback may return
 
 	// Guarded by engine.mu.
 	handles     []*Certificate // oldest first
-	gone        bool           // no handle is left
 	issuer      *x509.Certificate
 	carried     [][]byte  // staples that came with the handles and are still to be verified
 	held        *response // the newest accepted, also past its end; nil: none yet
+	gone        bool      // no handle is left
 	stored      bool      // the cache has it
 	final       bool      // no further rounds: err tells why
 	forced      bool      // Refresh was called
 	settled     bool      // the first round has ended
+	deferrals   uint8     // in a row, because another process had the lock
 	rounds      uint      // ended
 	failures    int
 	err         error
@@ -186,7 +188,7 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 	g.collect()
 	e := g.entries[key]
 	if e == nil {
-		e = &entry{engine: g, key: key, leaf: leaf, mustStaple: mustStaple(leaf), until: time.Now().Add(mustStapleFor)}
+		e = &entry{engine: g, key: key, leaf: leaf, mustStaple: mustStaple(leaf), until: unixMicro(wall().Add(mustStapleFor))}
 		e.index = -1
 	}
 	c.entry = e
@@ -360,10 +362,7 @@ func (g *engine) preload(handles []*Certificate) {
 	g.mu.Lock()
 	carrying := slices.DeleteFunc(slices.Clone(handles), func(c *Certificate) bool { return len(c.entry.carried) == 0 })
 	g.mu.Unlock()
-	g.each(ctx, carrying, func(e *entry) {
-		g.adoptCarried(e, g.localIssuer(e))
-		g.save(e)
-	})
+	g.each(ctx, carrying, func(e *entry) { g.adoptCarried(e, g.localIssuer(e)) })
 	if g.cache == nil {
 		return
 	}
@@ -379,7 +378,11 @@ func (g *engine) preload(handles []*Certificate) {
 		if r != nil {
 			g.mu.Lock()
 			g.adopt(e, r, true)
+			e.stored = e.stored || r == e.held
 			g.mu.Unlock()
+		}
+		if err == nil {
+			g.save(e) // what came with the certificate, if the cache has nothing newer
 		}
 	})
 }

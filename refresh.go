@@ -104,9 +104,9 @@ func (g *engine) attempt(ctx context.Context, e *entry, peek bool) (o outcome, u
 	if g.locker != nil {
 		unlock, ok, err := g.tryLock(ctx, e)
 		switch {
-		case err == nil && !ok:
+		case err == nil && !ok && g.mayDefer(e):
 			return outcome{deferred: true, due: wall().Add(leaseTTL/20 + jitter(leaseTTL/10))}, nil
-		case err == nil:
+		case err == nil && ok:
 			// Whoever had the lock may have stored a response since the cache was read.
 			if r := g.fresher(ctx, e, issuer); r != nil {
 				return outcome{response: r, cached: true}, unlock
@@ -115,6 +115,16 @@ func (g *engine) attempt(ctx context.Context, e *entry, peek bool) (o outcome, u
 		}
 	}
 	return g.fetch(ctx, e, issuer), nil
+}
+
+// mayDefer reports whether e may wait once more for the process that has the lock.
+// Beyond about three leases, that one fails like those before it, or has not made the
+// lock at all.
+func (g *engine) mayDefer(e *entry) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	e.deferrals++
+	return e.deferrals <= maxDeferrals
 }
 
 // fresher returns the response in the cache if it is newer than the one held, and
@@ -254,6 +264,7 @@ func (g *engine) conclude(e *entry, o outcome) {
 	}
 	e.err = o.err
 	e.final = o.final
+	e.deferrals = 0
 	e.forced, e.peek = false, false
 	switch {
 	case o.err == nil:

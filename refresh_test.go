@@ -388,6 +388,83 @@ func TestWithALockerOneProcessFetches(t *testing.T) {
 	})
 }
 
+// Anyone who can write to a shared cache can make such a lock.
+func TestALockThatNeverEndsIsNotHeededForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		cache := &lockedCache{MemoryCache: NewMemoryCache(), holder: make(map[string]time.Time)}
+		cert := w.leaf()
+		cache.holder[cacheKeyOf(cert.Leaf)] = time.Now().Add(365 * day)
+		start := time.Now()
+		c, err := w.stapler(func(s *Stapler) { s.Cache = cache }).Add(cert)
+		require.NoError(t, err)
+		require.NoError(t, c.Wait(t.Context()))
+		require.Less(t, time.Since(start), time.Minute)
+		require.Greater(t, time.Since(start), leaseTTL)
+		for range 30 {
+			time.Sleep(day)
+			requireStaple(t, c, ocsp.Good)
+		}
+		start = time.Now()
+		require.NoError(t, c.Refresh(t.Context()))
+		require.Less(t, time.Since(start), time.Minute)
+	})
+}
+
+func TestEveryProcessLearnsThatTheResponderHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.responder.Set(nil, stapletest.Answer{Hang: true})
+		cache := &lockedCache{MemoryCache: NewMemoryCache(), holder: make(map[string]time.Time)}
+		cert := w.leaf()
+		var all []*Certificate
+		for range 50 {
+			c, err := w.stapler(func(s *Stapler) { s.Cache = cache }).Add(cert)
+			require.NoError(t, err)
+			all = append(all, c)
+		}
+		time.Sleep(2 * time.Minute)
+		for _, c := range all {
+			require.Error(t, c.Status().Err)
+		}
+	})
+}
+
+func TestACarriedStapleDoesNotReplaceANewerResponseInTheCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		cert := w.leaf()
+		cert.OCSPStaple = w.responder.Response(cert.Leaf)
+		time.Sleep(time.Hour)
+		w.responder.Set(nil, stapletest.Answer{Status: ocsp.Revoked})
+		revoked := w.responder.Response(cert.Leaf)
+		w.responder.Set(nil, stapletest.Answer{HTTPStatus: 500})
+		cache, key := NewMemoryCache(), cacheKeyOf(cert.Leaf)
+		require.NoError(t, cache.Put(t.Context(), key, revoked))
+		c, err := w.stapler(func(s *Stapler) { s.Cache = cache }).Add(cert)
+		require.NoError(t, err)
+		require.True(t, c.Status().Revoked)
+		requireNoStaple(t, c)
+		synctest.Wait()
+		stored, err := cache.Get(t.Context(), key)
+		require.NoError(t, err)
+		require.Equal(t, revoked, stored)
+
+		// One that is newer than what the cache has, or alone, is stored.
+		other := w.leaf()
+		w.responder.Set(nil, stapletest.Answer{Age: time.Hour})
+		require.NoError(t, cache.Put(t.Context(), cacheKeyOf(other.Leaf), w.responder.Response(other.Leaf)))
+		w.responder.Reset(nil)
+		other.OCSPStaple = w.responder.Response(other.Leaf)
+		w.responder.Set(nil, stapletest.Answer{HTTPStatus: 500})
+		_, err = w.stapler(func(s *Stapler) { s.Cache = cache }).Add(other)
+		require.NoError(t, err)
+		stored, err = cache.Get(t.Context(), cacheKeyOf(other.Leaf))
+		require.NoError(t, err)
+		require.Equal(t, other.OCSPStaple, stored)
+	})
+}
+
 func TestALockThatAnotherHoldsOccupiesNoWorker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

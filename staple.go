@@ -337,9 +337,9 @@ func (c *Certificate) Refresh(ctx context.Context) error {
 	return c.entry.engine.refresh(ctx, c)
 }
 
-// Response returns the newest response in DER that has been verified, which is not
-// the one that handshakes carry if it has ended, or says that the certificate is
-// revoked. It returns nil if there has been none. The result must not be changed.
+// Response returns the newest response in DER that has been verified. Handshakes do
+// not carry it if it has ended, or if it says that the certificate is revoked and
+// [Stapler.StapleRevoked] is false. It returns nil if there has been none. The result must not be changed.
 func (c *Certificate) Response() []byte {
 	g := c.entry.engine
 	g.mu.Lock()

@@ -287,7 +287,8 @@ func (e *entry) serve(ctx context.Context, c *Certificate, hello *tls.ClientHell
 
 // awaitFirst waits for the first round of e, and reports whether it did. ctx may be nil.
 func (e *entry) awaitFirst(ctx context.Context, until time.Time) bool {
-	left := max(time.Until(until), time.Until(e.until))
+	seen := time.Duration(e.until-microseconds()) * time.Microsecond
+	left := max(time.Until(until), min(seen, mustStapleFor))
 	if left <= 0 {
 		return false
 	}

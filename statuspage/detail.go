@@ -47,11 +47,15 @@ func (h *Handler) detail(c *staple.Certificate, handles int, q query, now time.T
 	if !ok {
 		v = new(staple.ResponseVerifier)
 	}
+	at := now
+	if !d.Expires.IsZero() && !now.Before(d.Expires) {
+		at = d.Expires.Add(-1) // when all that it rests on was valid
+	}
 	for _, issuer := range issuers {
 		if !bytes.Equal(issuer.RawSubject, d.Leaf.RawIssuer) {
 			continue
 		}
-		if r, _, err := v.Verify(d.der, d.Leaf, issuer, now); err == nil {
+		if r, _, err := v.Verify(d.der, d.Leaf, issuer, at); err == nil {
 			d.response, d.signer = r, r.Certificate
 			if d.signer == nil && len(v.Responders) == 0 {
 				d.signer = issuer

@@ -5,7 +5,9 @@
 //
 // It has no authentication of its own, and names every certificate, issuer and
 // responder of the server: it belongs on an administrator's address or behind what
-// protects one, not on the listener that it reports on.
+// protects one, not on the listener that it reports on. An address on loopback alone keeps
+// other machines out, but not what web pages do with the browser on this one (DNS
+// rebinding), unless something looks at the Host field.
 //
 // The page needs no script and loads nothing. It lists the certificates, the worst
 // first, with a search and a filter by state; each has a page of its own with the
@@ -18,15 +20,16 @@
 //	must-staple-missing  Must-Staple and not stapled: clients that honour it refuse the certificate
 //	unstapled            the response held has ended, or none came: an attempt failed
 //	revoked              by the response held, whether that is stapled or not
+//	expired              the certificate itself
 //	expiring             stapled, with less than a quarter of the validity left and no newer response
 //	failing              stapled, but the last attempt to get a newer response failed
 //	waiting              the first response has not come yet, and no attempt has failed
 //	stapled              handshakes carry it
 //	no-responder         there is nobody to ask, so that the certificate is served as it is
 //
-// but for revoked, which comes before all others in deciding what a certificate is.
+// but for expired and then revoked, which come before all others in deciding what a certificate is.
 // Within a state those whose response ends first come first, then those that the
-// Stapler has had for longer. The first five need attention.
+// Stapler has had for longer. The first six need attention.
 //
 // # Addresses
 //
@@ -64,7 +67,7 @@ import (
 const (
 	defaultPer  = 50
 	maxPer      = 1000
-	maxQuery    = 256             // bytes
+	maxQuery    = 256             // characters
 	refreshWait = 5 * time.Second // for an attempt, before the browser is sent on
 )
 
@@ -211,7 +214,7 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, status int, text 
 		}{text})
 		return
 	}
-	h.render(w, r, status, "failure", failure{Status: http.StatusText(status), Text: text})
+	h.render(w, r, status, "failure", failure{Status: http.StatusText(status), Text: text, Home: atRoot(r)})
 }
 
 func writeJSON(w http.ResponseWriter, status int, data any) {

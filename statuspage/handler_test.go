@@ -81,6 +81,7 @@ func TestTheWorstComesFirst(t *testing.T) {
 		"must-staple-missing pay.example.com",
 		"unstapled new.example.com",
 		"revoked old.example.com",
+		"expired gone.example.com",
 		"expiring mail.example.com",
 		"failing api.example.com",
 		"waiting hang.example.com",
@@ -98,8 +99,8 @@ func TestTheWorstComesFirst(t *testing.T) {
 		at = next
 		require.Contains(t, body, `href="?state=`+s.String()+`"`)
 	}
-	require.Contains(t, body, "5 of 8 certificates need attention.")
-	require.Contains(t, body, "<title>(5) OCSP staples")
+	require.Contains(t, body, "6 of 9 certificates need attention.")
+	require.Contains(t, body, "<title>(6) OCSP staples")
 }
 
 func TestWithinAStateTheFirstToEndComesFirst(t *testing.T) {
@@ -136,11 +137,23 @@ func TestStateOf(t *testing.T) {
 		{"Must-Staple, stapled", func(s *staple.Status) { s.MustStaple = true }, stapled},
 		{"revoked", func(s *staple.Status) { s.Revoked, s.Stapled = true, false }, revoked},
 		{"revoked, Must-Staple", func(s *staple.Status) { s.Revoked, s.Stapled, s.MustStaple = true, false, true }, revoked},
+		{"the certificate ends with it", func(s *staple.Status) {
+			s.Expires, s.Leaf = now.Add(39*time.Minute), &x509.Certificate{NotAfter: now.Add(39 * time.Minute)}
+		}, stapled},
+		{"the certificate has expired", func(s *staple.Status) {
+			*s = staple.Status{Err: staple.ErrNoResponder, Leaf: &x509.Certificate{NotAfter: now.Add(-time.Minute)}}
+		}, expired},
+		{"the certificate has expired, and was revoked", func(s *staple.Status) {
+			*s = staple.Status{Revoked: true, Leaf: &x509.Certificate{NotAfter: now.Add(-time.Minute)}}
+		}, expired},
 		{"revoked, stapled and expiring", func(s *staple.Status) { s.Revoked, s.Expires = true, now.Add(time.Minute) }, revoked},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			st := held
 			test.edit(&st)
+			if st.Leaf == nil {
+				st.Leaf = &x509.Certificate{NotAfter: now.Add(7 * day)}
+			}
 			require.Equal(t, test.want.String(), stateOf(&st, now).String())
 		})
 	}
@@ -361,6 +374,33 @@ func TestAResponseThatCameWithTheCertificate(t *testing.T) {
 	d := detailOf(t, h, c)
 	require.Equal(t, []string{"failing", "good"}, []string{d.State, d.Response.Status})
 	require.Zero(t, d.Expires)
+}
+
+func TestAResponseThatHasEndedIsStillDecoded(t *testing.T) {
+	for name, delegated := range map[string]bool{"direct": false, "delegated": true} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			delegate := w.ca.Delegate(stapletest.DelegateOptions{CommonName: "Responder 7"})
+			want := w.ca.Issuer.Subject.String()
+			answer := stapletest.Answer{Age: 7*day - 2*time.Second}
+			if delegated {
+				want = "CN=Responder 7"
+				answer.Signer = delegate
+				answer.Embed = []*x509.Certificate{w.ca.Issuer, delegate.Certificate} // which x/crypto/ocsp does not read
+			}
+			c := w.add(staplesOf("a.example"), answer)
+			w.settle()
+			require.NotEmpty(t, c.TLS().OCSPStaple)
+			w.turn(c, unavailable())
+			for c.Status().Stapled {
+				time.Sleep(10 * time.Millisecond)
+			}
+			d := detailOf(t, &Handler{Stapler: w.stapler}, c)
+			require.Equal(t, "unstapled", d.State)
+			require.Empty(t, d.Response.Error)
+			require.Equal(t, want, d.Response.Signer)
+		})
+	}
 }
 
 func TestTheResponseHeldIsDecodedWhetherStapledOrNot(t *testing.T) {

@@ -51,7 +51,7 @@ type Detail struct {
 	Response *Response `json:"response,omitempty"` // that is held
 }
 
-// A Response is an OCSP response that is held: stapled, unless it has ended or says that the certificate is revoked.
+// A Response is an OCSP response that is held: stapled, unless it has ended, or says that the certificate is revoked and that is not stapled.
 type Response struct {
 	Status             string    `json:"status,omitempty"` // good or revoked
 	RevokedAt          time.Time `json:"revokedAt,omitzero"`

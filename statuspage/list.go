@@ -20,6 +20,7 @@ const (
 	mustStapleMissing state = iota
 	unstapled
 	revoked
+	expired
 	expiring
 	failing
 	waiting
@@ -33,6 +34,7 @@ var stateTexts = [states]struct{ name, label, meaning string }{
 		"Handshakes go without a staple, and clients that honour Must-Staple refuse the certificate."},
 	unstapled: {"unstapled", "Not stapled", "Handshakes go without a staple."},
 	revoked:   {"revoked", "Revoked", "The issuer has revoked the certificate."},
+	expired:   {"expired", "Expired", "The certificate itself has expired."},
 	expiring: {"expiring", "Expiring",
 		"Handshakes are stapled, but less than a quarter of the validity is left, and no newer response has come."},
 	failing:     {"failing", "Refresh fails", "Handshakes are stapled, but the last attempt to get a newer response failed."},
@@ -56,9 +58,11 @@ func stateNamed(name string) (state, bool) {
 
 func stateOf(st *staple.Status, now time.Time) state {
 	switch {
+	case now.After(st.Leaf.NotAfter):
+		return expired
 	case st.Revoked:
 		return revoked
-	case st.Stapled && !st.Expires.IsZero() && st.Expires.Sub(now) < st.Expires.Sub(st.ThisUpdate)/4:
+	case st.Stapled && !st.Expires.IsZero() && st.Expires.Sub(now) <= st.Expires.Sub(st.ThisUpdate)/4 && st.Expires.Before(st.Leaf.NotAfter):
 		return expiring
 	case st.Stapled && st.Failures > 0:
 		return failing

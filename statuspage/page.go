@@ -30,7 +30,10 @@ type page struct {
 	Data    any
 }
 
-type failure struct{ Status, Text string }
+type failure struct {
+	Status, Text string
+	Home         bool // the list is at this path
+}
 
 // A certificate is one that is shown.
 type certificate struct {
@@ -146,6 +149,7 @@ func (l *list) Filter() state      { return l.state }
 func (l *list) Narrowed() bool     { return l.words != "" || l.filtered }
 func (l *list) Matching() int      { return l.matching }
 func (l *list) Page() int          { return l.page }
+func (l *list) Per() int           { return l.per }
 func (l *list) Pages() int         { return max((l.matching+l.per-1)/l.per, 1) }
 
 func (l *list) Title() string {

@@ -27,8 +27,8 @@ func parseQuery(raw string) (query, error) {
 		return q, errors.New("the query cannot be read")
 	}
 	q.words = strings.TrimSpace(v.Get("q"))
-	if len(q.words) > maxQuery || !utf8.ValidString(q.words) {
-		return q, fmt.Errorf("q is text of %d bytes at most", maxQuery)
+	if utf8.RuneCountInString(q.words) > maxQuery || !utf8.ValidString(q.words) {
+		return q, fmt.Errorf("q is text of %d characters at most", maxQuery)
 	}
 	if s := v.Get("state"); s != "" {
 		if q.state, q.filtered = stateNamed(s); !q.filtered {

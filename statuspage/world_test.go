@@ -100,6 +100,7 @@ func (w *world) oneOfEach() {
 	w.add(names("hang.example.com"), stapletest.Answer{})
 	failing := w.add(names("api.example.com", "203.0.113.7"), stapletest.Answer{Age: 4 * day})
 	w.add(names("mail.example.com", "smtp.example.com"), stapletest.Answer{Age: 6 * day})
+	w.add(stapletest.LeafOptions{Names: []string{"gone.example.com"}, NotAfter: time.Now().Add(-time.Hour)}, stapletest.Answer{})
 	w.add(names("old.example.com"), stapletest.Answer{Status: ocsp.Revoked, RevocationReason: ocsp.KeyCompromise,
 		RevokedAt: time.Now().Add(-50 * time.Hour)})
 	w.add(names("new.example.com"), unavailable())
@@ -112,7 +113,7 @@ func (w *world) oneOfEach() {
 func (w *world) fifty() {
 	w.oneOfEach()
 	ended := w.add(stapletest.LeafOptions{Names: []string{"shop.example.com", "www.shop.example.com"}}, stapletest.Answer{Age: 7*day - 2*time.Second})
-	for i := range 41 {
+	for i := range 40 {
 		name := fmt.Sprintf("node-%02d.eu-west.example.net", i+1)
 		o := stapletest.LeafOptions{Names: []string{name, fmt.Sprintf("10.20.0.%d", i+1)}, MustStaple: i%7 == 0}
 		w.add(o, stapletest.Answer{Age: time.Duration(i) * 2 * time.Hour, Validity: []time.Duration{0, 4 * day, 10 * day}[i%3]})

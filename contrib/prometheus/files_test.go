@@ -77,7 +77,7 @@ func TestAlerts(t *testing.T) {
 var (
 	names   = regexp.MustCompile(`\bstaple_[a-z_]+\b`)
 	typed   = regexp.MustCompile(`(?m)^# TYPE (\w+) (\w+)$`)
-	matcher = regexp.MustCompile(`\b(state|must_staple|result|reason)=~?"([^"$%]+)"`)
+	matcher = regexp.MustCompile(`\b(state|must_staple|result|reason)(?:=~?|!~|!=)"([^"$%]+)"`)
 )
 
 // exported returns the names of the metrics in an exposition, those of a histogram's parts included if parts is.

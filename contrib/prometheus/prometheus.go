@@ -426,15 +426,16 @@ func serial(leaf *x509.Certificate) string {
 // label makes a label's value of what somebody else wrote: valid UTF-8, printable,
 // and of bounded length.
 func label(s string) string {
-	if len(s) > maxLabel {
-		s = s[:maxLabel] + "..."
-	}
-	return strings.Map(func(r rune) rune {
+	s = strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r
 		}
 		return utf8.RuneError
-	}, s)
+	}, s[:min(len(s), 2*maxLabel)])
+	if len(s) > maxLabel {
+		s = strings.ToValidUTF8(s[:maxLabel], "") + "..."
+	}
+	return s
 }
 
 var (

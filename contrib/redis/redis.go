@@ -16,14 +16,15 @@
 // FLUSHALL or a restart without persistence cost requests, never a staple that is
 // held. What is stored is not secret. It is not trusted either, since the Stapler
 // verifies what it reads: write access to Redis gives no way to staple anything
-// false.
+// forged, but to put back an old response that has not ended yet. A process that
+// starts takes that until it is due.
 //
 // # When Redis fails
 //
 // Each process then asks the responder for itself. No call takes longer than
 // [Cache.Timeout], whatever the timeouts and retries of the client, and after
 // several that failed in a row, calls fail at once, but for one each second that
-// looks whether Redis is back. The Stapler logs one line at the beginning of such
+// looks whether Redis is back (see [Cache.Timeout] for clients that get stuck). The Stapler logs one line at the beginning of such
 // an outage and one at its end.
 package stapleredis
 
@@ -74,7 +75,8 @@ type Cache struct {
 	//
 	// A client whose ContextTimeoutEnabled is false cannot be interrupted while it
 	// reads. A call that is given up then ends on a goroutine of its own, after the
-	// client's ReadTimeout; while there are 16 of these, further calls fail at once.
+	// client's ReadTimeout; while there are 16 of these, all further calls fail at once.
+	// So set ContextTimeoutEnabled, or leave ReadTimeout at its few seconds.
 	Timeout time.Duration
 
 	stuck    atomic.Int32 // calls that were given up and have not returned
@@ -105,18 +107,15 @@ func (c *Cache) Get(ctx context.Context, key string) ([]byte, error) {
 }
 
 // Put stores data, which must be an OCSP response, under key. It expires at the
-// response's nextUpdate, the latest if it is about several certificates, or in 24
-// hours if it has none. A response that has ended is not stored, which is no error:
+// response's nextUpdate, or in 24 hours if it has none; at the latest of these if it
+// is about several certificates. A response that has ended is not stored, which is no error:
 // what was there before stays.
 func (c *Cache) Put(ctx context.Context, key string, data []byte) error {
-	next, ok := nextUpdate(data)
+	end, ok := lastUpdate(data, time.Now().Add(defaultLifetime))
 	if !ok || len(data) > maxResponse {
 		return fmt.Errorf("stapleredis: what is to be stored as %s is no OCSP response", c.name(key))
 	}
-	lifetime := defaultLifetime
-	if !next.IsZero() {
-		lifetime = time.Until(next)
-	}
+	lifetime := time.Until(end)
 	if lifetime < time.Millisecond { // Redis counts no less
 		return nil
 	}
@@ -184,6 +183,7 @@ func do[T any](ctx context.Context, c *Cache, call func(context.Context) (T, err
 	if timeout <= 0 {
 		timeout = defaultTimeout
 	}
+	began := time.Now()
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	type result struct {
@@ -209,8 +209,10 @@ func do[T any](ctx context.Context, c *Cache, call func(context.Context) (T, err
 			c.stuck.Add(-1)
 		}
 	}
-	if ctx.Err() == nil { // or it says nothing about Redis
+	if ctx.Err() == nil || time.Since(began) >= defaultTimeout { // or it says nothing about Redis
 		c.note(err)
+	}
+	if ctx.Err() == nil {
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("stapleredis: no answer within %s: %w", timeout, err)
 		}
@@ -243,10 +245,10 @@ func (c *Cache) note(err error) {
 	c.retry = time.Now().Add(pause)
 }
 
-// nextUpdate returns the latest nextUpdate in an OCSP response, zero if there is
-// none, and whether der is a response. ocsp.ParseResponse would check a signature,
-// without knowing the issuer, and refuses some responses that a Stapler accepts.
-func nextUpdate(der []byte) (latest time.Time, ok bool) {
+// lastUpdate returns the latest nextUpdate in an OCSP response, where one that is missing counts as missing, and
+// whether der is a response. ocsp.ParseResponse would check a signature, without knowing the issuer, and refuses some
+// responses that a Stapler accepts.
+func lastUpdate(der []byte, missing time.Time) (latest time.Time, ok bool) {
 	explicit0 := asn1.Tag(0).Constructed().ContextSpecific()
 	s := cryptobyte.String(der)
 	var responderID cryptobyte.String
@@ -265,6 +267,9 @@ func nextUpdate(der []byte) (latest time.Time, ok bool) {
 		ok = s.ReadASN1(&single, asn1.SEQUENCE) && single.SkipASN1(asn1.SEQUENCE) && single.ReadAnyASN1(&status, &tag) &&
 			single.ReadASN1GeneralizedTime(&this) && single.ReadOptionalASN1(&explicit, &has, explicit0) &&
 			(!has || explicit.ReadASN1GeneralizedTime(&next))
+		if !has {
+			next = missing
+		}
 		if next.After(latest) {
 			latest = next
 		}

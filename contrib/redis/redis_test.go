@@ -130,11 +130,11 @@ func TestAValueExpiresWithItsResponse(t *testing.T) {
 		left, err := s.PTTL(t.Context(), "staple:"+key).Result()
 		require.NoError(t, err)
 		require.Positive(t, left)
-		tolerance := time.Since(before) + 2*time.Millisecond
+		after := time.Now()
 		if expires.IsZero() {
 			expires = before.Add(24 * time.Hour)
 		}
-		require.WithinDuration(t, expires, time.Now().Add(left), tolerance)
+		require.WithinDuration(t, expires, after.Add(left), after.Sub(before)+2*time.Millisecond)
 		got, err := c.Get(t.Context(), key)
 		require.NoError(t, err)
 		require.Equal(t, der, got)
@@ -160,6 +160,12 @@ func TestAValueExpiresWithItsResponse(t *testing.T) {
 			r.Singles[0].NextUpdate, other.NextUpdate = now.Add(time.Hour), now.Add(-time.Hour)
 			r.Singles = append(r.Singles, other)
 		}, now.Add(time.Hour)},
+		{"several certificates, one without nextUpdate", func(r *stapletest.Response) {
+			other := r.Singles[0]
+			other.Leaf = leaf.Leaf
+			r.Singles[0].NextUpdate, other.NextUpdate = time.Time{}, now.Add(-time.Hour)
+			r.Singles = append(r.Singles, other)
+		}, time.Time{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) { check(t, response(ca, tt.edit), tt.want) })
 	}
@@ -464,12 +470,13 @@ func TestARedisThatDoesNotAnswerDelaysNobodyForLong(t *testing.T) {
 
 func TestAfterSeveralFailuresCallsFailAtOnceUntilRedisIsBack(t *testing.T) {
 	s := startRedis(t)
-	c := &Cache{Client: s.cache().Client}
+	c := &Cache{Client: s.cache().Client, Timeout: patience}
 	der := response(testCA(), func(*stapletest.Response) {})
 	require.NoError(t, c.Put(t.Context(), "key", der))
 	unlock, ok, err := c.TryLock(t.Context(), "key", time.Hour)
 	require.NoError(t, err)
 	require.True(t, ok)
+	c.Timeout = 0
 
 	// It is there and does not answer, for five minutes.
 	require.NoError(t, s.Do(t.Context(), "client", "pause", 300_000, "all").Err())
@@ -505,6 +512,28 @@ func TestACallerWhoGivesUpSaysNothingAboutRedis(t *testing.T) {
 		cancel()
 	}
 	require.Zero(t, c.failures)
+}
+
+func TestACallThatTookLongCountsThoughItsCallerGaveUp(t *testing.T) {
+	silent := startSilence(t)
+	client := redis.NewClient(&redis.Options{Addr: silent.Addr().String()})
+	defer client.Close()
+	c := &Cache{Client: client, Timeout: time.Hour}
+	ctx, cancel := context.WithTimeout(t.Context(), defaultTimeout+10*time.Millisecond)
+	defer cancel()
+	_, err := c.Get(ctx, "key")
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.Equal(t, 1, c.failures)
+}
+
+func TestARedisThatRepliesWithErrorsIsNotDown(t *testing.T) {
+	s := startRedis(t)
+	c := s.cache()
+	require.NoError(t, s.LPush(t.Context(), "staple:key", "no string").Err())
+	for range 2 * maxFailures {
+		_, err := c.Get(t.Context(), "key")
+		require.ErrorContains(t, err, "WRONGTYPE")
+	}
 }
 
 func TestACluster(t *testing.T) {

@@ -114,6 +114,20 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	go func() { serveErr <- server.ServeTLS(listener, "", "") }() // no file names: they would bypass the staple
 	defer shutdown(server)
 
+	if !*once {
+		adminListener, err := net.Listen("tcp", *adminAddr)
+		if err != nil {
+			return err
+		}
+		admin := &http.Server{
+			Handler:           &statuspage.Handler{Stapler: &stapler, Refresh: true},
+			ReadHeaderTimeout: 10 * time.Second,
+		}
+		go func() { serveErr <- admin.Serve(adminListener) }()
+		defer admin.Close()
+		out.Printf("the state of the staple is shown at http://%s/", reachable(adminListener.Addr()))
+	}
+
 	target := reachable(listener.Addr())
 	err = report(ctx, out, &stapler, c, target, client)
 	if *once {
@@ -125,14 +139,6 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 			out.Printf("  it goes on without, and the responder will be asked again at %s", when(next))
 		}
 	}
-	adminListener, err := net.Listen("tcp", *adminAddr)
-	if err != nil {
-		return err
-	}
-	admin := &http.Server{Handler: &statuspage.Handler{Stapler: &stapler, Refresh: true}}
-	go func() { serveErr <- admin.Serve(adminListener) }()
-	defer admin.Close()
-	out.Printf("the state of the staple is shown at http://%s/", reachable(adminListener.Addr()))
 	out.Printf("serving https://%s/ until interrupted; to try it:", target)
 	if caFile == "" {
 		out.Printf("  openssl s_client -connect %s -status </dev/null", target)
