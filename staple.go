@@ -339,7 +339,8 @@ func (c *Certificate) Refresh(ctx context.Context) error {
 
 // Response returns the newest response in DER that has been verified. Handshakes do
 // not carry it if it has ended, or if it says that the certificate is revoked and
-// [Stapler.StapleRevoked] is false. It returns nil if there has been none. The result must not be changed.
+// [Stapler.StapleRevoked] is false. It returns nil if there has been none. The result
+// must not be changed.
 func (c *Certificate) Response() []byte {
 	g := c.entry.engine
 	g.mu.Lock()
