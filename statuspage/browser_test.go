@@ -128,7 +128,7 @@ func TestKeyboardInChromium(t *testing.T) {
 			return all
 		}
 		var want []string
-		want = append(want, "A All 8")
+		want = append(want, "A All 9")
 		for s := range states {
 			want = append(want, "A "+s.Label()+" 1")
 		}
@@ -150,7 +150,7 @@ func TestKeyboardInChromium(t *testing.T) {
 		b.loading("what is found", func() { b.press("Enter") })
 		require.Contains(t, b.text(`document.querySelector("[role=status]").textContent`), "1 certificate found for mail smtp")
 		require.Equal(t, "mail.example.com", b.text(`[...document.querySelectorAll("tbody th a")].map(a => a.textContent).join()`))
-		tab(5)
+		tab(6)
 		b.loading("a state", func() { b.press("Enter") })
 		require.Equal(t, "?q=mail+smtp&state=expiring", b.text(`location.search`))
 	}
