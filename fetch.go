@@ -145,7 +145,8 @@ const (
 // An HTTPFetcher asks OCSP responders over HTTP, as RFC 9919 (the profile for
 // high-volume environments) and RFC 6960, appendix A, have it: with GET while the
 // URL that makes is short enough to be cached, with POST otherwise and where GET
-// is refused or gets no answer at all.
+// is refused. A responder that leaves a GET without any answer is asked with POST
+// the next time, and with GET again if that fails.
 //
 // A request may take ten seconds, and at most three redirects; Fetch and
 // FetchIssuer may take thirty each, divided among the URLs there are.
@@ -195,6 +196,7 @@ type HTTPFetcher struct {
 type responder struct {
 	hash crypto.Hash // of the CertID in the last request that succeeded
 	last int64       // HTTPFetcher.successes then
+	post bool        // a GET got no answer since
 }
 
 // keep adds an entry to a map that is kept small: at worst, what is forgotten
@@ -329,30 +331,35 @@ func (f *HTTPFetcher) ask(ctx context.Context, name string, req *Request) ([]byt
 		return nil, &HTTPError{URL: name, Err: err}
 	}
 	f.mu.Lock()
-	hash := cmp.Or(f.responders[name].hash, f.Hash, crypto.SHA1)
+	known := f.responders[name]
 	f.mu.Unlock()
+	hash := cmp.Or(known.hash, f.Hash, crypto.SHA1)
 	other := crypto.SHA1
 	if hash == crypto.SHA1 {
 		other = crypto.SHA256
 	}
 
 	q := &inquiry{fetcher: f, name: name, base: base, req: req}
-	response, failed := q.ask(ctx, hash, true)
+	response, failed := q.ask(ctx, hash, !known.post)
 	if garbled := answered(failed, ocsp.Malformed); garbled || answered(failed, ocsp.Unauthorized) {
-		if response, failed = q.ask(ctx, other, true); failed == nil {
+		if response, failed = q.ask(ctx, other, !known.post); failed == nil {
 			hash = other
 		} else if garbled {
 			// Perhaps by a proxy that decodes the path, or merges its slashes.
 			response, failed = q.ask(ctx, hash, false)
 		}
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if failed != nil {
+		if post := !known.post && errors.Is(failed.Err, errSilent); post != known.post {
+			known.post = post
+			keep(&f.responders, name, known)
+		}
 		return nil, q.failed
 	}
-	f.mu.Lock()
 	f.successes++
-	keep(&f.responders, name, responder{hash, f.successes})
-	f.mu.Unlock()
+	keep(&f.responders, name, responder{hash, f.successes, known.post})
 	return response, nil
 }
 
@@ -451,7 +458,7 @@ func refusesGET(e *HTTPError) bool {
 		http.StatusLengthRequired, http.StatusNotImplemented:
 		return true
 	}
-	return errors.Is(e.Err, errUnusableBody) || errors.Is(e.Err, errSilent)
+	return errors.Is(e.Err, errUnusableBody)
 }
 
 // stale reports whether a cache may have given a response that is past its time.

@@ -922,12 +922,33 @@ func TestUnusualButValidAnswers(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			mux := http.NewServeMux()
-			mux.HandleFunc("GET /", onGET)
-			mux.Handle("POST /", responder)
-			req := fetchRequest(newServer(t, mux))
-			_, err := (&HTTPFetcher{timeout: time.Second}).Fetch(t.Context(), req)
-			require.NoError(t, err)
+			var mu sync.Mutex
+			var methods []string
+			handlers := map[string]http.Handler{http.MethodGet: onGET, http.MethodPost: responder}
+			server := newServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				mu.Lock()
+				methods = append(methods, r.Method)
+				h := handlers[r.Method]
+				mu.Unlock()
+				h.ServeHTTP(w, r)
+			}))
+			f := &HTTPFetcher{timeout: time.Second}
+			fetch := func() (failed bool) {
+				_, err := f.Fetch(t.Context(), fetchRequest(server))
+				return err != nil
+			}
+			require.True(t, fetch())
+			require.False(t, fetch())
+			require.False(t, fetch())
+			mu.Lock()
+			handlers = map[string]http.Handler{http.MethodGet: responder, http.MethodPost: replies(503, "text/plain", "")}
+			mu.Unlock()
+			require.True(t, fetch())
+			require.False(t, fetch())
+			require.False(t, fetch())
+			mu.Lock()
+			defer mu.Unlock()
+			require.Equal(t, []string{"GET", "POST", "POST", "POST", "GET", "GET"}, methods)
 		})
 	}
 	t.Run("HTTP/2", func(t *testing.T) {

@@ -29,6 +29,7 @@ const day = 24 * time.Hour
 type fault struct {
 	name       string
 	mustStaple bool
+	hopeless   bool                 // no server can do what staple promises
 	begin      func(t *trial) error // returns when the server has just started or, if it is stapled, when the fault is there
 }
 
@@ -38,43 +39,46 @@ const (
 )
 
 var faults = []fault{
-	{"quiet", false, (*trial).start},
-	{"quiet, Must-Staple", true, (*trial).start},
-	{"responder hangs 10 s, then fails", false, answering(func(*trial) stapletest.Answer {
-		return stapletest.Answer{Delay: hang, HTTPStatus: http.StatusGatewayTimeout, Body: []byte("timeout\n")}
-	})},
-	{"responder down at start", false, func(t *trial) error {
+	{"quiet", false, false, (*trial).start},
+	{"quiet, Must-Staple", true, false, (*trial).start},
+	{"responder hangs 10 s, then fails", false, false, hanging},
+	{"the same, Must-Staple", true, true, hanging},
+	{"responder down at start", false, false, func(t *trial) error {
 		t.responderDown()
 		return t.start()
 	}},
-	{"responder down, stapled before", false, func(t *trial) error {
+	{"responder down, stapled before", false, false, func(t *trial) error {
 		err := t.startStapled()
 		t.responderDown()
 		return err
 	}},
-	{"outage longer than the staple lasts", false, outlasting},
-	{"restart in an outage", false, restarted},
-	{"restart in an outage, Must-Staple", true, restarted},
-	{"answer: tryLater", false, answering(func(*trial) stapletest.Answer {
+	{"outage longer than the staple lasts", false, false, outlasting},
+	{"restart in an outage", false, false, restarted},
+	{"restart in an outage, Must-Staple", true, false, restarted},
+	{"answer: tryLater", false, false, answering(func(*trial) stapletest.Answer {
 		return stapletest.Answer{Error: ocsp.TryLater}
 	})},
-	{"answer: garbage", false, answering(func(*trial) stapletest.Answer {
+	{"answer: garbage", false, false, answering(func(*trial) stapletest.Answer {
 		return stapletest.Answer{Body: []byte("no OCSP response"), Header: http.Header{"Content-Type": {"application/ocsp-response"}}}
 	})},
-	{"answer: expired", false, answering(func(*trial) stapletest.Answer {
+	{"answer: expired", false, false, answering(func(*trial) stapletest.Answer {
 		return stapletest.Answer{Age: 8 * day, Validity: 7 * day}
 	})},
-	{"answer: for the wrong certificate", false, answering(func(t *trial) stapletest.Answer {
+	{"answer: for the wrong certificate", false, false, answering(func(t *trial) stapletest.Answer {
 		return stapletest.Answer{Replay: stapletest.NewResponse(t.ca, t.ca.Leaf(stapletest.LeafOptions{}).Leaf).DER()}
 	})},
-	{"answer: forged by a sibling leaf", false, answering(func(t *trial) stapletest.Answer {
+	{"answer: forged by a sibling leaf", false, false, answering(func(t *trial) stapletest.Answer {
 		sibling := t.ca.Leaf(stapletest.LeafOptions{})
 		return stapletest.Answer{Signer: &stapletest.Signer{Certificate: sibling.Leaf, Key: sibling.PrivateKey.(crypto.Signer)}}
 	})},
-	{"answer: revoked", false, answering(func(*trial) stapletest.Answer {
+	{"answer: revoked", false, false, answering(func(*trial) stapletest.Answer {
 		return stapletest.Answer{Status: ocsp.Revoked}
 	})},
 }
+
+var hanging = answering(func(*trial) stapletest.Answer {
+	return stapletest.Answer{Delay: hang, HTTPStatus: http.StatusGatewayTimeout, Body: []byte("timeout\n")}
+})
 
 // answering begins a fault in which the responder has a bad answer from the start on.
 func answering(answer func(t *trial) stapletest.Answer) func(t *trial) error {
@@ -201,7 +205,7 @@ func (t *trial) startStapled() error {
 // An observation is what a client got in one handshake.
 type observation struct {
 	word    string        // for the staple
-	refused bool          // by a client that checks staples
+	refused bool          // by ResponseVerifier
 	took    time.Duration // until the client's handshake was complete, its connection included
 }
 
@@ -260,7 +264,7 @@ func (f fault) try(ctx context.Context, s server, ca *stapletest.CA, dir string,
 
 // quietMedian returns how long a handshake takes once the server is stapled and nothing is wrong.
 func quietMedian(ctx context.Context, s server, ca *stapletest.CA, dir string, n int) (time.Duration, error) {
-	seen, err := fault{"quiet, median", false, (*trial).startStapled}.try(ctx, s, ca, dir, make([]time.Duration, n)...)
+	seen, err := fault{"quiet, median", false, false, (*trial).startStapled}.try(ctx, s, ca, dir, make([]time.Duration, n)...)
 	if err != nil {
 		return 0, err
 	}

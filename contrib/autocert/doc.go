@@ -21,8 +21,8 @@
 //
 // # What to know
 //
-//   - autocert.NewListener makes a configuration of its own, which does not staple.
-//     Use tls.Listen with the wrapped one.
+//   - autocert.NewListener and Manager.Listener make a configuration of their own,
+//     which does not staple. Use tls.Listen with the wrapped one.
 //   - The first handshake after a renewal goes without a staple, since the
 //     certificate is first seen in it. Where Manager.ExtraExtensions asks for
 //     Must-Staple it waits for the responder instead, for five seconds at most.

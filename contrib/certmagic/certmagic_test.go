@@ -142,16 +142,18 @@ func (s *site) visitUntilStapled(t *testing.T) (leaf *x509.Certificate) {
 }
 
 // replace has CertMagic replace the certificate, as in the example.
-func (s *site) replace(ctx context.Context, name string) error {
-	old := s.cache.AllMatchingCertificates(name)
-	if err := s.magic.RenewCertSync(ctx, name, true); err != nil {
-		return err
-	}
-	if _, err := s.magic.CacheManagedCertificate(ctx, name); err != nil {
-		return err
-	}
-	for _, cert := range old {
-		s.cache.Remove([]string{cert.Hash()})
+func (s *site) replace(ctx context.Context, leaf *x509.Certificate) error {
+	for _, old := range s.cache.AllMatchingCertificates(leaf.DNSNames[0]) {
+		if !old.Leaf.Equal(leaf) {
+			continue
+		}
+		if err := s.magic.RenewCertSync(ctx, leaf.DNSNames[0], true); err != nil {
+			return err
+		}
+		if _, err := s.magic.CacheManagedCertificate(ctx, leaf.DNSNames[0]); err != nil {
+			return err
+		}
+		s.cache.Remove([]string{old.Hash()})
 	}
 	return nil
 }
@@ -160,7 +162,7 @@ func TestACertificateAndItsSuccessorAreStapled(t *testing.T) {
 	s := newSite(t, false)
 	s.serve(t)
 	first := s.visitUntilStapled(t)
-	require.NoError(t, s.replace(t.Context(), name))
+	require.NoError(t, s.replace(t.Context(), first))
 	second := s.visitUntilStapled(t)
 	require.NotEqual(t, first.Raw, second.Raw)
 	for _, leaf := range []*x509.Certificate{first, second} {
@@ -182,7 +184,7 @@ func TestARevokedCertificateIsReplacedOnTheEvent(t *testing.T) {
 	replaced := make(chan error, 1)
 	s.stapler.OnEvent = func(e staple.Event) {
 		if e.Kind == staple.Revoked {
-			go func() { replaced <- s.replace(context.Background(), e.Status.Leaf.DNSNames[0]) }()
+			go func() { replaced <- s.replace(context.Background(), e.Status.Leaf) }()
 		}
 	}
 	s.serve(t)

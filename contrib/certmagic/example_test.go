@@ -2,6 +2,7 @@ package staplecertmagic_test
 
 import (
 	"context"
+	"crypto/x509"
 	"log"
 	"net/http"
 
@@ -27,27 +28,30 @@ func Example() {
 
 // Replace has CertMagic replace a certificate that is revoked.
 func Example_revoked() {
+	var magic *certmagic.Config
 	cache := certmagic.NewCache(certmagic.CacheOptions{
-		GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) { return &certmagic.Default, nil },
+		GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) { return magic, nil },
 	})
-	magic := certmagic.New(cache, certmagic.Config{OCSP: certmagic.OCSPConfig{DisableStapling: true}})
+	magic = certmagic.New(cache, certmagic.Config{OCSP: certmagic.OCSPConfig{DisableStapling: true}})
 
-	replace := func(ctx context.Context, name string) error {
-		old := cache.AllMatchingCertificates(name)
-		if err := magic.RenewCertSync(ctx, name, true); err != nil {
-			return err
-		}
-		if _, err := magic.CacheManagedCertificate(ctx, name); err != nil {
-			return err
-		}
-		for _, cert := range old {
-			cache.Remove([]string{cert.Hash()})
+	replace := func(ctx context.Context, leaf *x509.Certificate) error {
+		for _, old := range cache.AllMatchingCertificates(leaf.DNSNames[0]) { // among them those with a wildcard
+			if !old.Leaf.Equal(leaf) {
+				continue
+			}
+			if err := magic.RenewCertSync(ctx, leaf.DNSNames[0], true); err != nil {
+				return err
+			}
+			if _, err := magic.CacheManagedCertificate(ctx, leaf.DNSNames[0]); err != nil {
+				return err
+			}
+			cache.Remove([]string{old.Hash()})
 		}
 		return nil
 	}
 	stapler := staple.Stapler{OnEvent: func(e staple.Event) {
-		if e.Kind == staple.Revoked {
-			go replace(context.Background(), e.Status.Leaf.DNSNames[0]) // events wait for OnEvent to return
+		if leaf := e.Status.Leaf; e.Kind == staple.Revoked && len(leaf.DNSNames) > 0 {
+			go replace(context.Background(), leaf) // events wait for OnEvent to return
 		}
 	}}
 	defer stapler.Close()

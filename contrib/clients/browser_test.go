@@ -210,10 +210,8 @@ func keep(t *testing.T, name string, png []byte) {
 	}
 }
 
-// firefoxPrefs let the staple alone decide, without a request to the responder, and send whatever else
-// Firefox wants of the world to a proxy that is not there; localhost needs none.
+// firefoxPrefs send whatever Firefox wants of the world to a proxy that is not there; localhost needs none.
 const firefoxPrefs = `
-user_pref("security.OCSP.enabled", 0);
 user_pref("network.proxy.type", 1);
 user_pref("network.proxy.http", "127.0.0.1");
 user_pref("network.proxy.http_port", 9);

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -68,6 +69,7 @@ type world struct {
 	ca             *stapletest.CA
 	responder      *stapletest.Responder
 	server, client *tls.Config
+	refused        atomic.Pointer[error] // why the server refused a client last
 }
 
 // newWorld has Must-Staple certificates on both sides, so that a call succeeds only if both staple.
@@ -75,7 +77,13 @@ func newWorld(t *testing.T) (w *world, serverCert, clientCert tls.Certificate) {
 	w = &world{ca: stapletest.NewCA(stapletest.CAOptions{Intermediate: true})}
 	w.responder = stapletest.NewResponder(w.ca)
 	verify := new(staple.ResponseVerifier).VerifyConnection
-	w.server = &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: w.ca.Roots(), VerifyConnection: verify}
+	w.server = &tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: w.ca.Roots(), VerifyConnection: func(cs tls.ConnectionState) error {
+		err := verify(cs)
+		if err != nil {
+			w.refused.Store(&err)
+		}
+		return err
+	}}
 	w.client = &tls.Config{RootCAs: w.ca.Roots(), VerifyConnection: verify}
 	o := stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}, MustStaple: true}
 	return w, w.ca.Leaf(o), w.ca.Leaf(o)
@@ -114,6 +122,7 @@ func TestBothSidesOfAUnaryCallStaple(t *testing.T) {
 
 	_, err = call(t, addr, w.client)
 	require.Equal(t, codes.Unavailable, status.Code(err), "a client that does not staple is refused: %v", err)
+	require.ErrorContains(t, *w.refused.Load(), "no staple, and the certificate is Must-Staple")
 
 	w.responder.Set(clientCert.Leaf, stapletest.Answer{Status: ocsp.Revoked})
 	for c := range s.Certificates() {
@@ -121,6 +130,7 @@ func TestBothSidesOfAUnaryCallStaple(t *testing.T) {
 	}
 	_, err = call(t, addr, client)
 	require.Equal(t, codes.Unavailable, status.Code(err), "a client that is revoked is refused: %v", err)
+	require.ErrorIs(t, *w.refused.Load(), staple.ErrRevoked)
 
 	w.responder.Set(clientCert.Leaf, stapletest.Answer{})
 	w.responder.Set(serverCert.Leaf, stapletest.Answer{Status: ocsp.Revoked})

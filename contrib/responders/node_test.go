@@ -58,7 +58,7 @@ func startNode(t *testing.T, ca *stapletest.CA, port string) (say func(cert *x50
 	}
 }
 
-// The responder leaves a GET without any answer, which the Stapler gives up after ten seconds, to ask by POST.
+// The responder leaves a GET without any answer, which the Stapler gives up after ten seconds, to ask by POST next.
 // A query in the URL, here an empty one, has it do so at once.
 func TestNode(t *testing.T) {
 	for name, suffix := range map[string]string{"GET is not answered": "", "POST": "?"} {
