@@ -42,7 +42,7 @@ var faults = []fault{
 	{"quiet", false, false, (*trial).start},
 	{"quiet, Must-Staple", true, false, (*trial).start},
 	{"responder hangs 10 s, then fails", false, false, hanging},
-	{"the same, Must-Staple", true, true, hanging},
+	{"responder hangs 10 s, Must-Staple", true, true, hanging},
 	{"responder down at start", false, false, func(t *trial) error {
 		t.responderDown()
 		return t.start()

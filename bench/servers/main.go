@@ -17,8 +17,8 @@
 //
 // The last lines say whether staple did what it promises: no handshake took 50 ms more than the median of its quiet
 // ones, and [staple.ResponseVerifier] refuses none. Otherwise, the exit status is 1. That is for a machine with
-// nothing else to do. One row does not count there: nobody can staple a Must-Staple certificate that is new while the
-// responder hangs, and staple has its first handshakes wait for the responder, five seconds at most.
+// nothing else to do. One fault stands below the table and does not count: nobody can staple a Must-Staple certificate
+// that is new while the responder hangs, and staple has its first handshakes wait for that, five seconds at most.
 package main
 
 import (
@@ -87,6 +87,11 @@ worker. Apache: SSLUseStapling on, SSLStaplingCache in shared memory. staple: TL
 their defaults.
 
 `, c.later.Seconds())
+	for i, f := range faults {
+		if f.hopeless {
+			fmt.Fprintf(w, "Not in the table, since nobody can staple there (%s): %s.\n\n", f.name, everywhere(columns, i))
+		}
+	}
 	return check(w, columns[0], faults)
 }
 
@@ -140,24 +145,40 @@ func observe(ctx context.Context, stderr io.Writer, c course, servers []server, 
 
 func rows(c course, columns []column, faults []fault) [][]string {
 	rows := [][]string{{"fault"}, {fmt.Sprintf("quiet, median of %d", c.quiet)}}
-	for _, f := range faults {
-		rows = append(rows, []string{f.name})
-	}
 	for _, col := range columns {
 		rows[0] = append(rows[0], strings.TrimSpace(col.name+" "+col.version))
-		for i := range rows[1:] {
-			cell := "not installed"
-			switch {
-			case col.median == 0:
-			case i == 0:
-				cell = "(" + ms(col.median) + ")"
-			default:
-				cell = words(col.seen[i-1])
-			}
-			rows[1+i] = append(rows[1+i], cell)
+		cell := "not installed"
+		if col.median > 0 {
+			cell = "(" + ms(col.median) + ")"
 		}
+		rows[1] = append(rows[1], cell)
+	}
+	for i, f := range faults {
+		if f.hopeless {
+			continue
+		}
+		row := []string{f.name}
+		for _, col := range columns {
+			cell := "not installed"
+			if col.median > 0 {
+				cell = words(col.seen[i])
+			}
+			row = append(row, cell)
+		}
+		rows = append(rows, row)
 	}
 	return rows
+}
+
+// everywhere describes the handshakes of the i-th fault with each server that is installed.
+func everywhere(columns []column, i int) string {
+	var all []string
+	for _, col := range columns {
+		if col.median > 0 {
+			all = append(all, col.name+" "+words(col.seen[i]))
+		}
+	}
+	return strings.Join(all, "; ")
 }
 
 // words describes the handshakes of one fault.
@@ -192,7 +213,6 @@ func check(w io.Writer, col column, faults []fault) error {
 	handshakes, refused := 0, 0
 	for i, seen := range col.seen {
 		if faults[i].hopeless {
-			fmt.Fprintf(w, "%s: %q does not count: nobody can staple there\n", col.name, faults[i].name)
 			continue
 		}
 		for _, o := range seen {

@@ -165,6 +165,15 @@ func TestAServerThatIsMissingHasAColumnThatSaysSo(t *testing.T) {
 	require.Equal(t, []string{"not installed", "not installed"}, []string{rows[1][2], rows[2][2]})
 }
 
+func TestAHopelessFaultStandsBelowTheTable(t *testing.T) {
+	hard := []fault{{name: "hard"}, {name: "hopeless", hopeless: true}}
+	seen := []observation{{"none", true, time.Second}}
+	columns := []column{{name: "ours", median: 1, seen: [][]observation{seen, seen}}, {name: "missing"}}
+	require.Equal(t, [][]string{{"fault", "ours", "missing"}, {"quiet, median of 1", "(0.0 ms)", "not installed"},
+		{"hard", "none ✗ (1000.0 ms)", "not installed"}}, rows(course{quiet: 1}, columns, hard))
+	require.Equal(t, "ours none ✗ (1000.0 ms)", everywhere(columns, 1))
+}
+
 func TestAServerThatDoesNotStartSaysWhy(t *testing.T) {
 	self, err := os.Executable()
 	require.NoError(t, err)
@@ -198,8 +207,7 @@ func TestCellsAndVerdict(t *testing.T) {
 		hopeless := append(slices.Clone(tt.seen), refused)
 		faults := append(make([]fault, len(tt.seen)), fault{name: "hopeless", hopeless: true})
 		err := check(&out, column{name: "ours", median: tt.median, seen: hopeless}, faults)
-		require.Equal(t, "ours: \"hopeless\" does not count: nobody can staple there\nours: "+tt.fast+
-			"\nours: refused by staple.ResponseVerifier: "+tt.refused+"\n", out.String())
+		require.Equal(t, "ours: "+tt.fast+"\nours: refused by staple.ResponseVerifier: "+tt.refused+"\n", out.String())
 		if strings.Contains(out.String(), "NOT OK") {
 			require.Error(t, err)
 		} else {
