@@ -144,11 +144,14 @@ func newMatch(all []*Certificate) match {
 	return match{all[0], &others}
 }
 
-func (m match) rest() match {
+func (m match) rest() match { return newMatch(m.later()) }
+
+// later returns the candidates after the first.
+func (m match) later() []*Certificate {
 	if m.others == nil {
-		return match{}
+		return nil
 	}
-	return newMatch(*m.others)
+	return *m.others
 }
 
 // suits reports whether c, one of whose names was asked for, suits hello. What a
@@ -292,10 +295,7 @@ func (m match) with(c *Certificate, firstOfKind bool) match {
 	case m.Certificate == c, firstOfKind && m.kind == c.kind:
 		return m
 	}
-	var others []*Certificate
-	if m.others != nil {
-		others = *m.others
-	}
+	others := m.later()
 	if firstOfKind && slices.ContainsFunc(others, func(o *Certificate) bool { return o.kind == c.kind }) ||
 		len(others) > 0 && others[len(others)-1] == c { // which has the name twice
 		return m
@@ -305,10 +305,7 @@ func (m match) with(c *Certificate, firstOfKind bool) match {
 }
 
 func (m match) without(c *Certificate) match {
-	all := []*Certificate{m.Certificate}
-	if m.others != nil {
-		all = append(all, *m.others...)
-	}
+	all := append([]*Certificate{m.Certificate}, m.later()...)
 	return newMatch(slices.DeleteFunc(all, func(o *Certificate) bool { return o == nil || o == c }))
 }
 

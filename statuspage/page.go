@@ -149,8 +149,15 @@ func (l *list) Filter() state      { return l.state }
 func (l *list) Narrowed() bool     { return l.words != "" || l.filtered }
 func (l *list) Matching() int      { return l.matching }
 func (l *list) Page() int          { return l.page }
-func (l *list) Per() int           { return l.per }
 func (l *list) Pages() int         { return max((l.matching+l.per-1)/l.per, 1) }
+
+// Per is how many are asked for on a page, if not as many as usual.
+func (l *list) Per() int {
+	if l.per == defaultPer {
+		return 0
+	}
+	return l.per
+}
 
 func (l *list) Title() string {
 	if n := l.Attention(); n > 0 {

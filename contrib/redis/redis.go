@@ -212,10 +212,8 @@ func do[T any](ctx context.Context, c *Cache, call func(context.Context) (T, err
 	if ctx.Err() == nil || time.Since(began) >= defaultTimeout { // or it says nothing about Redis
 		c.note(err)
 	}
-	if ctx.Err() == nil {
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = fmt.Errorf("stapleredis: no answer within %s: %w", timeout, err)
-		}
+	if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("stapleredis: no answer within %s: %w", timeout, err)
 	}
 	return value, err
 }

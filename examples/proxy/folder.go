@@ -210,8 +210,9 @@ func (f *folder) update(now time.Time) {
 	table, successors := f.table(now), make(map[string]int) // the highest rank of those that are ready
 	for _, c := range f.certs {
 		if c.ready && c.gone.IsZero() {
+			rank := c.rank(now)
 			for _, name := range c.names {
-				successors[name] = max(successors[name], c.rank(now))
+				successors[name] = max(successors[name], rank)
 			}
 		}
 	}
@@ -242,9 +243,10 @@ func (f *folder) table(now time.Time) map[string]*cert {
 		if !c.ready {
 			continue
 		}
+		rank := c.rank(now)
 		for _, name := range c.names {
 			have := table[name]
-			if have == nil || c.rank(now) > have.rank(now) || c.rank(now) == have.rank(now) &&
+			if have == nil || rank > have.rank(now) || rank == have.rank(now) &&
 				(!have.gone.IsZero() || !c.leaf.NotBefore.Before(have.leaf.NotBefore)) {
 				table[name] = c
 			}
