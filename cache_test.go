@@ -19,6 +19,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
@@ -327,7 +328,7 @@ func TestDirCacheThatCannotBeWritten(t *testing.T) {
 			// Root may write anywhere, unless it has no capabilities.
 			cmd := child(t)
 			cmd.Args = append([]string{"setpriv", "--bounding-set=-all"}, append(cmd.Args, "-test.v")...)
-			cmd.Path = NeedPeer(t, "setpriv")
+			cmd.Path = peer.Need(t, "setpriv")
 			out, err := cmd.CombinedOutput()
 			require.NoError(t, err, "%s", out)
 			require.Contains(t, string(out), "--- PASS: "+t.Name())

@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
 
+	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/stapletest"
 )
 
@@ -278,7 +279,7 @@ func TestAnOutageOfTheCacheCostsALogLineAndNoStaple(t *testing.T) {
 			if tt.privileged && os.Geteuid() == 0 && !asChild() {
 				cmd := child(t)
 				cmd.Args = append([]string{"setpriv", "--bounding-set=-all"}, append(cmd.Args, "-test.v")...)
-				cmd.Path = NeedPeer(t, "setpriv")
+				cmd.Path = peer.Need(t, "setpriv")
 				out, err := cmd.CombinedOutput()
 				require.NoError(t, err, "%s", out)
 				require.Contains(t, string(out), "--- PASS: "+t.Name())

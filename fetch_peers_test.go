@@ -29,6 +29,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
@@ -144,10 +145,10 @@ func unredirected(seen []string) []string {
 }
 
 func TestCFSSLResponder(t *testing.T) {
-	cfssl := NeedPeer(t, "cfssl")
+	cfssl := peer.Need(t, "cfssl")
 	w := newWorld(t)
 	dir := t.TempDir()
-	port := FreePort(t)
+	port := peer.FreePort(t)
 	base := "http://127.0.0.1:" + port
 
 	pemFile := func(name, blockType string, der []byte) string {
@@ -252,8 +253,8 @@ func TestCFSSLResponder(t *testing.T) {
 // startNginx starts nginx with what a server block needs besides the place to listen, and returns its URL.
 func startNginx(t *testing.T, block string) string {
 	t.Helper()
-	nginx := NeedPeer(t, "nginx")
-	dir, port := t.TempDir(), FreePort(t)
+	nginx := peer.Need(t, "nginx")
+	dir, port := t.TempDir(), peer.FreePort(t)
 	var user string
 	if os.Geteuid() == 0 {
 		user = "user root;"
@@ -430,8 +431,8 @@ func requireAge(t *testing.T, c *Certificate, a stapletest.Answer) {
 // startTinyproxy starts a proxy that knows these hosts to be behind upstream, and reaches others itself.
 func startTinyproxy(t *testing.T, upstream string, hosts ...string) (proxy string) {
 	t.Helper()
-	tinyproxy := NeedPeer(t, "tinyproxy")
-	port := FreePort(t)
+	tinyproxy := peer.Need(t, "tinyproxy")
+	port := peer.FreePort(t)
 	conf := fmt.Sprintf("Port %s\nListen 127.0.0.1\nTimeout 10\nMaxClients 20\nLogLevel Error\n", port)
 	for _, host := range hosts {
 		conf += fmt.Sprintf("Upstream http %s %q\n", strings.TrimPrefix(upstream, "http://"), host)
@@ -453,7 +454,7 @@ func requireProxied(t *testing.T, responder *stapletest.Responder, method, url s
 
 func TestTinyproxyFromTheEnvironment(t *testing.T) {
 	if !asChild() { // net/http reads the environment once
-		NeedPeer(t, "tinyproxy")
+		peer.Need(t, "tinyproxy")
 		cmd := child(t)
 		cmd.Args = append(cmd.Args, "-test.v")
 		out, err := cmd.CombinedOutput()
@@ -510,7 +511,7 @@ func TestTinyproxyFromTheClient(t *testing.T) {
 		requireProxied(t, w.responder, http.MethodPost, responder+"/?post")
 	})
 	t.Run("what it cannot reach is an error with its status", func(t *testing.T) {
-		_, err := f.Fetch(t.Context(), w.verifiedRequest(cert, "http://127.0.0.1:"+FreePort(t)))
+		_, err := f.Fetch(t.Context(), w.verifiedRequest(cert, "http://127.0.0.1:"+peer.FreePort(t)))
 		failed, ok := errors.AsType[*HTTPError](err)
 		require.True(t, ok, err)
 		require.Equal(t, http.StatusInternalServerError, failed.StatusCode)

@@ -29,6 +29,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
@@ -1301,7 +1302,7 @@ func TestConcurrentFetches(t *testing.T) {
 }
 
 func TestOpenSSLResponder(t *testing.T) {
-	openssl := NeedPeer(t, "openssl")
+	openssl := peer.Need(t, "openssl")
 	dir := t.TempDir()
 	write := func(name, blockType string, der []byte) string {
 		path := filepath.Join(dir, name)

@@ -23,6 +23,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/cryptobyte"
@@ -103,7 +104,7 @@ func TestParseCertificates(t *testing.T) {
 }
 
 func TestParseCertificatesFromOpenSSL(t *testing.T) {
-	openssl := NeedPeer(t, "openssl")
+	openssl := peer.Need(t, "openssl")
 	dir := t.TempDir()
 	chain := filepath.Join(dir, "chain.pem")
 	require.NoError(t, os.WriteFile(chain, inPEM("CERTIFICATE", fetchCA().Issuer.Raw, fetchCA().Root.Raw), 0o600))

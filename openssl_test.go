@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/peer"
 	"github.com/stretchr/testify/require"
 )
 
@@ -61,7 +62,7 @@ type walkthrough struct {
 }
 
 func newWalkthrough(t *testing.T) walkthrough {
-	w := walkthrough{staple.NeedPeer(t, "openssl"), t.TempDir()}
+	w := walkthrough{peer.Need(t, "openssl"), t.TempDir()}
 	w.write(t, "ca.cnf", caConfig)
 	w.write(t, "index.txt", "")
 	w.run(t, "req", "-config", "ca.cnf", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem",
@@ -204,7 +205,7 @@ func TestWalkthrough(t *testing.T) {
 		{"signed by a delegate, for a day", "responder", []string{"-ndays", "1"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			port := staple.FreePort(t)
+			port := peer.FreePort(t)
 			responder := "http://127.0.0.1:" + port
 			server := fmt.Sprintf("server%d", i)
 			w.issueServer(t, server, responder)
@@ -278,7 +279,7 @@ func (w walkthrough) cacheFile(t *testing.T, cache staple.DirCache, name string)
 // TestWalkthroughMistakes has those that the walkthrough warns of.
 func TestWalkthroughMistakes(t *testing.T) {
 	w := newWalkthrough(t)
-	port := staple.FreePort(t)
+	port := peer.FreePort(t)
 	w.issueServer(t, "lonely", "http://127.0.0.1:"+port)
 	portless := map[string]string{"bare": "http://127.0.0.1", "slash": "http://127.0.0.1/"}
 	for name, url := range portless {

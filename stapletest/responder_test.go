@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
 
+	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/stapletest"
 )
 
@@ -474,7 +475,7 @@ func TestHangEndsWithTheClientOverASocket(t *testing.T) {
 }
 
 func TestOpenSSLAsksTheResponder(t *testing.T) {
-	openssl := openssl(t)
+	openssl := peer.Need(t, "openssl")
 	ca := stapletest.NewCA(stapletest.CAOptions{})
 	leaf := ca.Leaf(stapletest.LeafOptions{}).Leaf
 	r := stapletest.NewResponder(ca)

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
 
+	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/stapletest"
 )
 
@@ -213,7 +214,7 @@ func TestImpossibleResponsePanics(t *testing.T) {
 }
 
 func TestOpenSSLAcceptsOddities(t *testing.T) {
-	openssl := openssl(t)
+	openssl := peer.Need(t, "openssl")
 	declines := map[string]string{ // to verify, not to read
 		"another delegate of the same name, delegate, by name":    "it takes the first of that name",
 		"an expired certificate of the delegate, its current one": "it takes the first with that key",
@@ -252,16 +253,4 @@ func TestOpenSSLAcceptsOddities(t *testing.T) {
 			})
 		}
 	}
-}
-
-// openssl returns where it is, or skips the test.
-func openssl(t *testing.T) string {
-	path, err := exec.LookPath("openssl")
-	if err != nil && os.Getenv("STAPLE_REQUIRE_PEERS") == "1" {
-		t.Fatal("openssl is required and missing")
-	}
-	if err != nil {
-		t.Skip("openssl is missing")
-	}
-	return path
 }

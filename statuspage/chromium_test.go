@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/go-staple/staple/internal/peer"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -45,23 +46,8 @@ type message struct {
 	Session string `json:"sessionId,omitempty"`
 }
 
-// findChromium returns the path of Chromium. Where it is missing, the test is skipped, or fails if
-// STAPLE_REQUIRE_PEERS is 1.
-func findChromium(t *testing.T) string {
-	for _, name := range []string{"chromium", "chromium-browser"} {
-		if path, err := exec.LookPath(name); err == nil {
-			return path
-		}
-	}
-	if os.Getenv("STAPLE_REQUIRE_PEERS") == "1" {
-		t.Fatal("this test needs chromium, and STAPLE_REQUIRE_PEERS is set")
-	}
-	t.Skip("this test needs chromium")
-	return ""
-}
-
 func startBrowser(t *testing.T, flags ...string) *browser {
-	path := findChromium(t)
+	path := peer.Need(t, "chromium", "chromium-browser")
 	flags = append([]string{"--headless", "--remote-debugging-pipe", "--user-data-dir=" + t.TempDir(), "--disable-gpu",
 		"--disable-quic", "--disable-dev-shm-usage", "--no-first-run", "--no-default-browser-check", "--disable-background-networking",
 		"--disable-component-update", "--disable-sync", "--disable-extensions", "--hide-scrollbars"}, flags...)

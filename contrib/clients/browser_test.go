@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"github.com/go-staple/staple/internal/peer"
 	"io"
 	"net"
 	"net/http"
@@ -187,7 +188,7 @@ func start(t *testing.T, home, program string, args ...string) string {
 
 // trust makes an NSS database in dir that trusts the roots.
 func trust(t *testing.T, dir string, roots []string) {
-	certutil := needPeer(t, "certutil")
+	certutil := peer.Need(t, "certutil")
 	require.NoError(t, os.MkdirAll(dir, 0o700))
 	run := func(args ...string) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -238,7 +239,7 @@ const firefoxPage = `(() => {
 })()`
 
 func runFirefox(t *testing.T, l *lab) (version string, cells []string) {
-	program := needPeer(t, "firefox-esr")
+	program := peer.Need(t, "firefox-esr")
 	home := t.TempDir()
 	profile := filepath.Join(home, "profile")
 	trust(t, profile, l.roots)
@@ -272,7 +273,7 @@ func runFirefox(t *testing.T, l *lab) (version string, cells []string) {
 }
 
 func runChromium(t *testing.T, l *lab) (version string, cells []string) {
-	program := needPeer(t, "chromium")
+	program := peer.Need(t, "chromium")
 	home := t.TempDir()
 	trust(t, filepath.Join(home, ".pki", "nssdb"), l.roots)
 

@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -189,21 +190,6 @@ func newLab(t *testing.T) *lab {
 		})
 	}
 	return l
-}
-
-// needPeer returns the path of another program. Where it is missing, the test is skipped, or fails if
-// STAPLE_REQUIRE_PEERS is 1.
-func needPeer(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	switch {
-	case err == nil:
-	case os.Getenv("STAPLE_REQUIRE_PEERS") == "1":
-		t.Fatalf("this test needs %s, and STAPLE_REQUIRE_PEERS is set: %v", name, err)
-	default:
-		t.Skipf("this test needs %s: %v", name, err)
-	}
-	return path
 }
 
 // environment is that of a client: nothing of the user's, and no proxy.
@@ -383,7 +369,7 @@ var page = []string{served}
 // replaced. Its version is the first that the command line version prints. For told and why see verdict.
 func command(program string, version, args []string, told, why []string) func(*testing.T, *lab) (string, []string) {
 	return func(t *testing.T, l *lab) (string, []string) {
-		path := needPeer(t, program)
+		path := peer.Need(t, program)
 		replace := []string{"BUNDLE", l.bundle}
 		if program == "tstclnt" {
 			database := t.TempDir()
@@ -433,12 +419,12 @@ func verdict(out string, err error, told, why []string) string {
 // java runs testdata/Client.java, once for all servers.
 func java(mode string) func(*testing.T, *lab) (string, []string) {
 	return func(t *testing.T, l *lab) (version string, cells []string) {
-		needPeer(t, "javac") // or java runs no source
+		peer.Need(t, "javac") // or java runs no source
 		args := []string{"-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", filepath.Join("testdata", "Client.java"), mode, l.bundle}
 		for _, s := range l.servers {
 			args = append(args, s.port)
 		}
-		out, err := run(t, needPeer(t, "java"), args...)
+		out, err := run(t, peer.Need(t, "java"), args...)
 		require.NoError(t, err, out)
 		lines := strings.Split(strings.TrimSpace(out), "\n")
 		return lines[0], lines[1:]

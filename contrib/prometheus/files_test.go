@@ -3,6 +3,7 @@ package prometheus
 import (
 	"encoding/json"
 	"fmt"
+	"github.com/go-staple/staple/internal/peer"
 	"maps"
 	"os"
 	"os/exec"
@@ -15,21 +16,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
-
-// needPeer returns the path of another program that a test needs. Where it is missing, the test is skipped, or fails if
-// STAPLE_REQUIRE_PEERS is 1.
-func needPeer(t testing.TB, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	switch {
-	case err == nil:
-	case os.Getenv("STAPLE_REQUIRE_PEERS") == "1":
-		t.Fatalf("this test needs %s, and STAPLE_REQUIRE_PEERS is set: %v", name, err)
-	default:
-		t.Skipf("this test needs %s: %v", name, err)
-	}
-	return path
-}
 
 func read(t testing.TB, name string) string {
 	text, err := os.ReadFile(name)
@@ -50,7 +36,7 @@ func exposition(t *testing.T) (text string) {
 }
 
 func TestPromtoolFindsNothingToSay(t *testing.T) {
-	promtool := needPeer(t, "promtool")
+	promtool := peer.Need(t, "promtool")
 	check := exec.Command(promtool, "check", "metrics")
 	check.Stdin = strings.NewReader(exposition(t))
 	output, err := check.CombinedOutput()
@@ -59,7 +45,7 @@ func TestPromtoolFindsNothingToSay(t *testing.T) {
 }
 
 func TestAlerts(t *testing.T) {
-	promtool := needPeer(t, "promtool")
+	promtool := peer.Need(t, "promtool")
 	for _, args := range [][]string{{"check", "rules", "alerts.yml"}, {"test", "rules", "alerts_test.yml"}} {
 		output, err := exec.Command(promtool, args...).CombinedOutput()
 		require.NoError(t, err, "%s", output)
@@ -194,7 +180,7 @@ func TestDashboard(t *testing.T) {
 			rules += fmt.Sprintf("      - {record: 'panel:%d:%s', expr: %q}\n", p.ID, target.RefID, expr)
 		}
 	}
-	promtool := needPeer(t, "promtool")
+	promtool := peer.Need(t, "promtool")
 	file := filepath.Join(t.TempDir(), "rules.yml")
 	require.NoError(t, os.WriteFile(file, []byte(rules), 0o600))
 	output, err := exec.Command(promtool, "check", "rules", file).CombinedOutput()

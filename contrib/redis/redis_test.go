@@ -23,34 +23,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/stapletest"
 )
 
 const patience = time.Minute // for what comes soon, unless the machine is very busy
-
-// needPeer returns the path of another program that a test needs. Where it is missing, the test is
-// skipped, or fails if STAPLE_REQUIRE_PEERS is 1.
-func needPeer(t testing.TB, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	switch {
-	case err == nil:
-	case os.Getenv("STAPLE_REQUIRE_PEERS") == "1":
-		t.Fatalf("this test needs %s, and STAPLE_REQUIRE_PEERS is set: %v", name, err)
-	default:
-		t.Skipf("this test needs %s: %v", name, err)
-	}
-	return path
-}
-
-func freePort(t testing.TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	require.NoError(t, err)
-	return port
-}
 
 // A server is a redis-server of the test's own, without persistence.
 type server struct {
@@ -68,8 +45,8 @@ func startRedis(t *testing.T, options ...string) *server {
 }
 
 func startRedisWith(t *testing.T, dial *redis.Options, options ...string) *server {
-	path := needPeer(t, "redis-server")
-	port := freePort(t)
+	path := peer.Need(t, "redis-server")
+	port := peer.FreePort(t)
 	s := &server{t: t, addr: "127.0.0.1:" + port, dial: dial}
 	listen := []string{"--port", port}
 	if dial.TLSConfig != nil {
@@ -393,7 +370,7 @@ func TestARedisThatDoesNotAnswerDelaysNobodyForLong(t *testing.T) {
 	ca := testCA()
 	responder := stapletest.NewResponder(ca)
 	key := ca.Leaf(stapletest.LeafOptions{}).PrivateKey
-	refused := "127.0.0.1:" + freePort(t)
+	refused := "127.0.0.1:" + peer.FreePort(t)
 	for _, tt := range []struct {
 		name   string
 		client func(addr string) redis.UniversalClient
@@ -537,7 +514,7 @@ func TestARedisThatRepliesWithErrorsIsNotDown(t *testing.T) {
 }
 
 func TestACluster(t *testing.T) {
-	s := startRedis(t, "--cluster-enabled", "yes", "--cluster-port", freePort(t), "--cluster-announce-ip", "127.0.0.1")
+	s := startRedis(t, "--cluster-enabled", "yes", "--cluster-port", peer.FreePort(t), "--cluster-announce-ip", "127.0.0.1")
 	require.NoError(t, s.ClusterAddSlotsRange(t.Context(), 0, 16383).Err())
 	require.Eventually(t, func() bool {
 		return strings.Contains(s.ClusterInfo(t.Context()).Val(), "cluster_state:ok")

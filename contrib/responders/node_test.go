@@ -16,17 +16,18 @@ import (
 	"golang.org/x/crypto/ocsp"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/stapletest"
 )
 
 // startNode starts the responder of the npm package ocsp. say tells it the status of a certificate.
 func startNode(t *testing.T, ca *stapletest.CA, port string) (say func(cert *x509.Certificate, status string)) {
-	node := needPeer(t, "node")
-	modules, err := exec.CommandContext(t.Context(), needPeer(t, "npm"), "root", "-g").Output()
+	node := peer.Need(t, "node")
+	modules, err := exec.CommandContext(t.Context(), peer.Need(t, "npm"), "root", "-g").Output()
 	require.NoError(t, err)
 	path := "NODE_PATH=" + strings.TrimSpace(string(modules))
 	if _, err := os.Stat(filepath.Join(strings.TrimSpace(string(modules)), "ocsp")); err != nil {
-		without(t, "the npm package ocsp", err)
+		peer.Missing(t, "the npm package ocsp", err)
 	}
 
 	dir := t.TempDir()
@@ -71,7 +72,7 @@ func TestNode(t *testing.T) {
 
 func testNode(t *testing.T, suffix string) {
 	ca := stapletest.NewCA(stapletest.CAOptions{KeyType: stapletest.RSA2048, Intermediate: true}) // it signs with RSA only
-	port := freePort(t)
+	port := peer.FreePort(t)
 	cert := ca.Leaf(stapletest.LeafOptions{Responders: []string{"http://127.0.0.1:" + port + "/" + suffix}})
 	say := startNode(t, ca, port)
 	say(cert.Leaf, "good")

@@ -6,9 +6,6 @@ import (
 	"crypto/tls"
 	"io"
 	"log/slog"
-	"net"
-	"os"
-	"os/exec"
 	"testing"
 	"time"
 
@@ -95,31 +92,4 @@ func soon(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
 	return ctx
-}
-
-// needPeer returns the path of another program. Where it is missing, the test is skipped, or fails if
-// STAPLE_REQUIRE_PEERS is 1.
-func needPeer(t *testing.T, name string) string {
-	path, err := exec.LookPath(name)
-	if err != nil {
-		without(t, name, err)
-	}
-	return path
-}
-
-func without(t *testing.T, name string, err error) {
-	if os.Getenv("STAPLE_REQUIRE_PEERS") == "1" {
-		t.Fatalf("this test needs %s, and STAPLE_REQUIRE_PEERS is set: %v", name, err)
-	}
-	t.Skipf("this test needs %s: %v", name, err)
-}
-
-// freePort returns a port of 127.0.0.1 on which nobody listens.
-func freePort(t *testing.T) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	require.NoError(t, err)
-	return port
 }
