@@ -336,7 +336,7 @@ func TestAnOutageOfTheCacheCostsALogLineAndNoStaple(t *testing.T) {
 				require.Len(t, lines(), 2, "%s", lines())
 				require.Contains(t, lines()[1], "level=INFO")
 				require.Contains(t, lines()[1], "works again")
-				require.NotContains(t, w.log.kinds(), Failed)
+				require.NotContains(t, w.log.kinds(), EventFailed)
 			})
 		})
 	}

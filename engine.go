@@ -465,6 +465,7 @@ func (g *engine) adopt(e *entry, r *response, stored bool) {
 	if e.gone || g.closed || e.held != nil && !r.newer(e.held) {
 		return
 	}
+	old := e.held
 	g.publish(e, r)
 	e.stored = stored
 	now := wall()
@@ -472,7 +473,7 @@ func (g *engine) adopt(e *entry, r *response, stored bool) {
 		e.setDue(refreshTime(r, now))
 		e.settled = e.settled || e.due.After(now)
 	}
-	g.announce(e, r, outcome{})
+	g.announce(e, r, old, outcome{})
 	g.reschedule(e)
 	e.changed.broadcast()
 }

@@ -11,43 +11,49 @@ import (
 type EventKind int
 
 const (
-	// Stapled: a response newer than the one held was accepted, and is stapled
+	// EventStapled: a response newer than the one held was accepted, and is stapled
 	// from now on. It came from the responder, the cache, or with the certificate.
-	Stapled EventKind = iota + 1
+	EventStapled EventKind = iota + 1
 
-	// Unchanged: the responder has nothing newer than the response held.
-	Unchanged
+	// EventUnchanged: the responder has nothing newer than the response held.
+	EventUnchanged
 
-	// Failed: a round brought no acceptable response. Err tells why, and
+	// EventFailed: a round brought no acceptable response. Err tells why, and
 	// Status.NextRefresh when the next try is due. What is stapled stays.
-	Failed
+	EventFailed
 
-	// Expiring: the staple is about to end and no successor has come. It comes
+	// EventExpiring: the staple is about to end and no successor has come. It comes
 	// when a quarter of its validity is left, and again at a twentieth.
-	Expiring
+	EventExpiring
 
-	// Expired: the staple has ended, and handshakes go without from now on.
-	Expired
+	// EventExpired: the staple has ended, and handshakes go without from now on.
+	EventExpired
 
-	// Revoked: the issuer has revoked the certificate, according to a response
+	// EventRevoked: the issuer has revoked the certificate, according to a response
 	// newer than the one held. A good staple was dropped, if there was one.
-	Revoked
+	EventRevoked
+
+	// EventReinstated: the issuer says "good" of a certificate that it had revoked,
+	// in a response newer than that, which is stapled from now on.
+	EventReinstated
 )
 
 func (k EventKind) String() string {
 	switch k {
-	case Stapled:
+	case EventStapled:
 		return "stapled"
-	case Unchanged:
+	case EventUnchanged:
 		return "unchanged"
-	case Failed:
+	case EventFailed:
 		return "failed"
-	case Expiring:
+	case EventExpiring:
 		return "expiring"
-	case Expired:
+	case EventExpired:
 		return "expired"
-	case Revoked:
+	case EventRevoked:
 		return "revoked"
+	case EventReinstated:
+		return "reinstated"
 	}
 	return fmt.Sprintf("EventKind(%d)", int(k))
 }
@@ -108,27 +114,29 @@ func (g *engine) emit(e *entry, ev Event) {
 	ev.Status = ev.Certificate.status()
 	level, message := slog.LevelDebug, ""
 	switch ev.Kind {
-	case Stapled:
+	case EventStapled:
 		message = "OCSP response stapled"
-	case Unchanged:
+	case EventUnchanged:
 		message = "OCSP response unchanged"
-	case Failed:
+	case EventFailed:
 		message = "OCSP response not obtained"
 		if e.failures == 1 && e.host.failures <= 1 && e.host.mayLog(ev.Kind) {
 			level = slog.LevelWarn
 		}
-	case Expiring:
+	case EventExpiring:
 		message = "OCSP staple is about to end"
 		if e.host.mayLog(ev.Kind) {
 			level = slog.LevelWarn
 		}
-	case Expired:
+	case EventExpired:
 		message = "OCSP staple has ended"
 		if e.host.mayLog(ev.Kind) {
 			level = slog.LevelError
 		}
-	case Revoked:
+	case EventRevoked:
 		level, message = slog.LevelError, "certificate is revoked"
+	case EventReinstated:
+		level, message = slog.LevelWarn, "certificate is good again after it was revoked"
 	}
 	attrs := []slog.Attr{slog.String("event", ev.Kind.String())}
 	if ev.Status.Responder != "" {
@@ -172,12 +180,15 @@ func (g *engine) log(level slog.Level, message string, e *entry, attrs ...slog.A
 	})
 }
 
-// announce tells of r, which is held from now on, with mu held.
-func (g *engine) announce(e *entry, r *response, o outcome) {
+// announce tells of r, which is held from now on in place of old, with mu held.
+func (g *engine) announce(e *entry, r, old *response, o outcome) {
 	g.setWarn(e, wall())
-	kind := Stapled
-	if r.revoked {
-		kind = Revoked
+	kind := EventStapled
+	switch {
+	case r.revoked:
+		kind = EventRevoked
+	case old != nil && old.revoked:
+		kind = EventReinstated
 	}
 	g.emit(e, o.event(kind))
 }
@@ -209,9 +220,9 @@ func (g *engine) warnOf(e *entry, now time.Time) {
 	ended := !now.Before(e.held.end)
 	g.setWarn(e, now)
 	if ended {
-		g.emit(e, Event{Kind: Expired, Err: e.err})
+		g.emit(e, Event{Kind: EventExpired, Err: e.err})
 	} else {
-		g.emit(e, Event{Kind: Expiring, Err: e.err})
+		g.emit(e, Event{Kind: EventExpiring, Err: e.err})
 	}
 }
 

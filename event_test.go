@@ -26,15 +26,16 @@ import (
 
 func TestEventKindString(t *testing.T) {
 	for kind, want := range map[EventKind]string{
-		Stapled:       "stapled",
-		Unchanged:     "unchanged",
-		Failed:        "failed",
-		Expiring:      "expiring",
-		Expired:       "expired",
-		Revoked:       "revoked",
-		0:             "EventKind(0)",
-		-1:            "EventKind(-1)",
-		Revoked + 100: "EventKind(106)",
+		EventStapled:          "stapled",
+		EventUnchanged:        "unchanged",
+		EventFailed:           "failed",
+		EventExpiring:         "expiring",
+		EventExpired:          "expired",
+		EventRevoked:          "revoked",
+		EventReinstated:       "reinstated",
+		0:                     "EventKind(0)",
+		-1:                    "EventKind(-1)",
+		EventReinstated + 100: "EventKind(107)",
 	} {
 		require.Equal(t, want, kind.String())
 	}
@@ -96,7 +97,7 @@ func TestTheLogLineOfEachEvent(t *testing.T) {
 			{"a quarter is left", down, -6 * day, "expiring", "WARN", "staple: OCSP staple is about to end", failing},
 			{"the end", down, -2 * day, "expired", "ERROR", "staple: OCSP staple has ended", failing},
 			{"revoked", stapletest.Answer{Status: ocsp.Revoked}, time.Hour, "revoked", "ERROR", "staple: certificate is revoked", held},
-			{"a hold is lifted", stapletest.Answer{}, time.Hour, "stapled", "DEBUG", "staple: OCSP response stapled", held},
+			{"a hold is lifted", stapletest.Answer{}, time.Hour, "reinstated", "WARN", "staple: certificate is good again after it was revoked", held},
 		} {
 			w.responder.Set(nil, tt.answer)
 			if tt.pass > 0 {
@@ -178,7 +179,7 @@ func TestAnOutageIsNoFloodOfLines(t *testing.T) {
 		}
 		expiring := make(map[*Certificate]bool)
 		for _, e := range w.log.events {
-			if e.Kind == Expiring {
+			if e.Kind == EventExpiring {
 				expiring[e.Certificate] = true
 			}
 		}
@@ -204,7 +205,7 @@ func TestFailedTellsWhenTheNextTryIs(t *testing.T) {
 		var told []Event
 		s := w.stapler(func(s *Stapler) {
 			s.OnEvent = func(e Event) {
-				if e.Kind == Failed {
+				if e.Kind == EventFailed {
 					told = append(told, e)
 				}
 			}
@@ -244,12 +245,12 @@ func TestAStapleWithoutSuccessorIsToldOfTwiceAndItsEndOnce(t *testing.T) {
 			s := w.stapler(func(s *Stapler) {
 				s.OnEvent = func(e Event) {
 					switch e.Kind {
-					case Failed:
+					case EventFailed:
 						return
-					case Expiring, Expired:
+					case EventExpiring, EventExpired:
 						require.Error(t, e.Err)
 						require.Equal(t, start.Add(validity), e.Status.Expires.Local())
-						require.Equal(t, e.Kind == Expiring, e.Status.Stapled)
+						require.Equal(t, e.Kind == EventExpiring, e.Status.Stapled)
 					}
 					all = append(all, told{e.Kind, time.Since(start)})
 				}
@@ -259,17 +260,17 @@ func TestAStapleWithoutSuccessorIsToldOfTwiceAndItsEndOnce(t *testing.T) {
 			time.Sleep(validity + day)
 			synctest.Wait()
 			require.Equal(t, []told{
-				{Stapled, 0},
-				{Expiring, validity - validity/4},
-				{Expiring, validity - validity/20},
-				{Expired, validity},
+				{EventStapled, 0},
+				{EventExpiring, validity - validity/4},
+				{EventExpiring, validity - validity/20},
+				{EventExpired, validity},
 			}, all)
 			w.responder.Reset(nil)
 			time.Sleep(2 * time.Hour)
 			synctest.Wait()
 			requireStaple(t, c, ocsp.Good)
 			require.Len(t, all, 5)
-			require.Equal(t, Stapled, all[4].kind)
+			require.Equal(t, EventStapled, all[4].kind)
 		})
 	}
 }
@@ -284,7 +285,7 @@ func TestRevokedIsToldOfForEachNewerResponseThatSaysSo(t *testing.T) {
 			require.NoError(t, c.Refresh(t.Context()))
 		}
 		synctest.Wait()
-		require.Equal(t, []EventKind{Stapled, Revoked, Unchanged, Revoked}, w.log.kinds())
+		require.Equal(t, []EventKind{EventStapled, EventRevoked, EventUnchanged, EventRevoked}, w.log.kinds())
 		for _, e := range w.log.events[1:] {
 			require.True(t, e.Status.Revoked)
 			require.False(t, e.Status.Stapled)
@@ -316,7 +317,7 @@ func TestAnIssuerThatIsNotFoundIsToldOf(t *testing.T) {
 				events := w.log.events
 				require.Equal(t, tt.again, len(events) > 1)
 				for _, e := range events {
-					require.Equal(t, Failed, e.Kind)
+					require.Equal(t, EventFailed, e.Kind)
 					require.ErrorIs(t, e.Err, ErrNoIssuer)
 					require.Equal(t, tt.again, !e.Status.NextRefresh.IsZero())
 				}
@@ -377,7 +378,7 @@ func TestEventsComeInOrderOneAtATimeAndRefreshingDoesNotWaitForThem(t *testing.T
 		for _, c := range all {
 			last := Event{}
 			for _, e := range events[c] {
-				require.Equal(t, Stapled, e.Kind)
+				require.Equal(t, EventStapled, e.Kind)
 				require.Equal(t, time.Second, e.Duration)
 				require.Greater(t, e.Status.ThisUpdate, last.Status.ThisUpdate)
 				require.False(t, e.Status.LastAttempt.Before(last.Status.NextRefresh))

@@ -275,6 +275,7 @@ func (g *engine) conclude(e *entry, o outcome) {
 		r := o.response
 		switch {
 		case r != nil && (e.held == nil || r.newer(e.held)):
+			old := e.held
 			g.publish(e, r)
 			e.stored = o.cached
 			due := refreshTime(r, now)
@@ -282,10 +283,10 @@ func (g *engine) conclude(e *entry, o outcome) {
 				due = unchangedTime(r, now) // it is what there is: not to be asked for again at once
 			}
 			e.setDue(due)
-			g.announce(e, r, o)
+			g.announce(e, r, old, o)
 		case e.held != nil:
 			e.setDue(unchangedTime(e.held, now))
-			g.emit(e, o.event(Unchanged))
+			g.emit(e, o.event(EventUnchanged))
 		default:
 			e.due = now.Add(minPause) // what was held is gone since: the clock was set
 		}
@@ -302,7 +303,7 @@ func (g *engine) conclude(e *entry, o outcome) {
 		if !o.final {
 			e.setDue(now.Add(e.backoff(o.err, now)))
 		}
-		g.emit(e, o.event(Failed))
+		g.emit(e, o.event(EventFailed))
 	}
 	if g.closed || e.gone {
 		e.due = time.Time{}

@@ -103,8 +103,8 @@ func TestTheSameBytesForFourDaysAreNormal(t *testing.T) {
 			requireStaple(t, c, ocsp.Good)
 		}
 		kinds := w.log.kinds()
-		require.Zero(t, count(kinds, Failed))
-		require.NotZero(t, count(kinds, Unchanged))
+		require.Zero(t, count(kinds, EventFailed))
+		require.NotZero(t, count(kinds, EventUnchanged))
 		require.LessOrEqual(t, len(w.responder.Requests(nil)), 40)
 	})
 }
@@ -122,7 +122,7 @@ func TestAnOlderResponseIsNeverGoneBackTo(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, newest, c.TLS().OCSPStaple)
 		require.NoError(t, c.Status().Err)
-		require.Zero(t, count(w.log.kinds(), Failed), "an older response is no failure")
+		require.Zero(t, count(w.log.kinds(), EventFailed), "an older response is no failure")
 		require.Less(t, len(w.responder.Requests(nil)), 40)
 	})
 }
@@ -219,7 +219,7 @@ func TestAHungHostCostsOthersNothing(t *testing.T) {
 		for _, c := range live {
 			requireStaple(t, c, ocsp.Good)
 		}
-		require.NotContains(t, w.log.kinds(), Expiring)
+		require.NotContains(t, w.log.kinds(), EventExpiring)
 		runtime.KeepAlive(config)
 	})
 }
@@ -731,7 +731,7 @@ func TestRetryAfterIsHonoredWhileOthersOfTheHostSucceed(t *testing.T) {
 			require.NoError(t, other.Refresh(t.Context()))
 		}
 		synctest.Wait()
-		failed := count(w.log.kinds(), Failed)
+		failed := count(w.log.kinds(), EventFailed)
 		require.LessOrEqual(t, failed, 25)
 		require.GreaterOrEqual(t, failed, 12)
 	})
@@ -845,7 +845,7 @@ func TestHostsThatNeverAnswerDoNotStarveACertificateThatHasAStaple(t *testing.T)
 			require.NotEmpty(t, c.TLS().OCSPStaple)
 		}
 		synctest.Wait()
-		require.NotContains(t, w.log.kinds(), Expiring)
+		require.NotContains(t, w.log.kinds(), EventExpiring)
 	})
 }
 
@@ -975,7 +975,7 @@ func TestAStapleThatEndedWhileTheMachineSleptIsReported(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		synctest.Wait()
 		requireNoStaple(t, c)
-		require.Equal(t, 1, count(w.log.kinds(), Expired))
+		require.Equal(t, 1, count(w.log.kinds(), EventExpired))
 	})
 }
 

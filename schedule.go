@@ -67,7 +67,7 @@ type host struct {
 	until    time.Time // the end of the pause
 	ready    [classes][]*entry
 	turn     [classes]*list.Element
-	logged   [Revoked + 1]time.Time // the last line of each kind of event
+	logged   [EventReinstated + 1]time.Time // the last line of each kind of event
 }
 
 // A schedule decides when rounds run and in which order: a heap of what is due

@@ -367,18 +367,18 @@ func (c *Certificate) Remove() {
 
 // Status is the state of a [Certificate] at one moment.
 type Status struct {
-	Leaf        *x509.Certificate
-	MustStaple  bool      // the leaf carries the TLS feature extension of RFC 7633 with status_request
-	Stapled     bool      // handshakes carry a staple now
-	Revoked     bool      // by the response held
-	ThisUpdate  time.Time // of the response held; zero: none is
-	Expires     time.Time // the end of the response held; zero: none is
-	NextRefresh time.Time // when the responder is asked next; zero: not any more
-	LastAttempt time.Time // when the last round began; zero: none has
-	Responder   string    // the URL that answered last; empty: none has, or the Fetcher does not tell
-	Failures    int       // rounds failed since the last success
-	Unstapled   uint64    // handshakes without a staple although the certificate names a responder
-	Err         error     // of the last round; nil if it succeeded
+	Leaf                *x509.Certificate
+	MustStaple          bool      // the leaf carries the TLS feature extension of RFC 7633 with status_request
+	Stapled             bool      // handshakes carry a staple now
+	Revoked             bool      // by the response held
+	ThisUpdate          time.Time // of the response held; zero: none is
+	Expires             time.Time // the end of the response held; zero: none is
+	NextRefresh         time.Time // when the responder is asked next; zero: not any more
+	LastAttempt         time.Time // when the last round began; zero: none has
+	Responder           string    // the URL that answered last; empty: none has, or the Fetcher does not tell
+	Failures            int       // rounds failed since the last success
+	UnstapledHandshakes uint64    // handshakes without a staple although the certificate names a responder
+	Err                 error     // of the last round; nil if it succeeded
 }
 
 // status returns the Status of c, with engine.mu held.
@@ -386,15 +386,15 @@ func (c *Certificate) status() Status {
 	e := c.entry
 	_, stapled := c.current()
 	st := Status{
-		Leaf:        e.leaf,
-		MustStaple:  e.mustStaple,
-		Stapled:     stapled,
-		NextRefresh: e.due,
-		LastAttempt: e.lastAttempt,
-		Responder:   e.responder,
-		Failures:    e.failures,
-		Unstapled:   e.unstapled.Load(),
-		Err:         e.err,
+		Leaf:                e.leaf,
+		MustStaple:          e.mustStaple,
+		Stapled:             stapled,
+		NextRefresh:         e.due,
+		LastAttempt:         e.lastAttempt,
+		Responder:           e.responder,
+		Failures:            e.failures,
+		UnstapledHandshakes: e.unstapled.Load(),
+		Err:                 e.err,
 	}
 	if e.held != nil {
 		st.Revoked = e.held.revoked

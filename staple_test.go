@@ -164,7 +164,7 @@ func TestAddStaplesAndKeepsCurrent(t *testing.T) {
 			require.Less(t, time.Since(r.ThisUpdate), 93*time.Hour)
 		}
 		require.InDelta(t, 21, len(w.responder.Requests(cert.Leaf)), 2)
-		require.NotContains(t, w.log.kinds(), Failed)
+		require.NotContains(t, w.log.kinds(), EventFailed)
 	})
 }
 
@@ -253,8 +253,8 @@ func TestACertificateThatExpiresIsNotAskedAboutAnyMore(t *testing.T) {
 		require.LessOrEqual(t, n, 3)
 		time.Sleep(30 * 24 * time.Hour)
 		require.Len(t, w.responder.Requests(nil), n)
-		require.NotContains(t, w.log.kinds(), Expired)
-		require.NotContains(t, w.log.kinds(), Failed)
+		require.NotContains(t, w.log.kinds(), EventExpired)
+		require.NotContains(t, w.log.kinds(), EventFailed)
 	})
 }
 
@@ -309,7 +309,7 @@ func TestTheIssuerIsFound(t *testing.T) {
 				require.Empty(t, w.responder.Requests(nil))
 				requireNoStaple(t, c)
 				synctest.Wait()
-				require.Equal(t, Failed, w.log.last().Kind)
+				require.Equal(t, EventFailed, w.log.last().Kind)
 			})
 		})
 	}
@@ -366,7 +366,7 @@ func TestWhatMayNotBeStapledIsNot(t *testing.T) {
 						require.Error(t, c.Status().Err)
 						require.ErrorContains(t, c.Status().Err, "CN=www.example.com")
 						synctest.Wait()
-						require.Equal(t, []EventKind{Failed, Failed}, w.log.kinds())
+						require.Equal(t, []EventKind{EventFailed, EventFailed}, w.log.kinds())
 						w.responder.Reset(nil)
 						time.Sleep(2 * time.Minute)
 						require.NoError(t, c.Wait(soon(t)), "it does not recover")
@@ -382,9 +382,9 @@ func TestWhatMayNotBeStapledIsNot(t *testing.T) {
 					synctest.Wait()
 					requireNoStaple(t, c)
 					kinds := w.log.kinds()
-					require.Equal(t, 2, count(kinds, Expiring))
-					require.Equal(t, 1, count(kinds, Expired))
-					n := count(kinds, Failed)
+					require.Equal(t, 2, count(kinds, EventExpiring))
+					require.Equal(t, 1, count(kinds, EventExpired))
+					n := count(kinds, EventFailed)
 					require.Greater(t, n, 50, "too few tries in three days and a half")
 					require.Less(t, n, 400, "too many tries in three days and a half")
 					w.responder.Reset(nil)
@@ -437,7 +437,7 @@ func TestRevokedDropsTheGoodStapleAtOnceAndAHoldCanBeLifted(t *testing.T) {
 			}
 			check(c)
 			synctest.Wait()
-			require.Equal(t, Revoked, w.log.last().Kind)
+			require.Equal(t, EventRevoked, w.log.last().Kind)
 
 			// A restart does not undo it, not even while the responder replays the good one.
 			s.Close()
@@ -454,6 +454,7 @@ func TestRevokedDropsTheGoodStapleAtOnceAndAHoldCanBeLifted(t *testing.T) {
 			synctest.Wait()
 			requireStaple(t, c, ocsp.Good)
 			require.False(t, c.Status().Revoked)
+			require.Contains(t, w.log.kinds(), EventReinstated)
 		})
 	}
 }
@@ -562,13 +563,13 @@ func TestStatusCountsHandshakesWithoutStaple(t *testing.T) {
 		_, err = c.GetClientCertificate(nil)
 		require.NoError(t, err)
 		c.TLS()
-		require.EqualValues(t, 4, c.Status().Unstapled)
+		require.EqualValues(t, 4, c.Status().UnstapledHandshakes)
 
 		silent, err := s.Add(w.leaf(func(o *stapletest.LeafOptions) { o.Responders = nil }))
 		require.NoError(t, err)
 		_, err = silent.GetCertificate(nil)
 		require.NoError(t, err)
-		require.Zero(t, silent.Status().Unstapled)
+		require.Zero(t, silent.Status().UnstapledHandshakes)
 	})
 }
 

@@ -643,7 +643,7 @@ func TestTLSConfigTwiceWaitsAndCountsOnce(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 5*time.Second, time.Since(start))
 		for c := range s.Certificates() {
-			require.EqualValues(t, 1, c.Status().Unstapled)
+			require.EqualValues(t, 1, c.Status().UnstapledHandshakes)
 		}
 
 		w.responder.Set(nil, stapletest.Answer{Error: ocsp.TryLater})
@@ -654,7 +654,7 @@ func TestTLSConfigTwiceWaitsAndCountsOnce(t *testing.T) {
 			_, err := config.GetCertificate(&tls.ClientHelloInfo{ServerName: "www.example.com"})
 			require.NoError(t, err)
 		}
-		require.EqualValues(t, 10, c.Status().Unstapled)
+		require.EqualValues(t, 10, c.Status().UnstapledHandshakes)
 	})
 }
 

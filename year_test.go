@@ -869,7 +869,7 @@ func (n *yearCount) table(worlds, days int) string {
 	row("certificates renewed after they had expired", n.renewed)
 	row("cache reads, writes that failed", fmt.Sprint(n.getErrors, ", ", n.putErrors))
 	row("cache entries corrupted, forged, swapped, lost", n.tampered)
-	for kind := Stapled; kind <= Revoked; kind++ {
+	for kind := EventStapled; kind <= EventReinstated; kind++ {
 		row("  events: "+kind.String(), n.events[kind])
 	}
 	row("requests", total(n.requests))
@@ -933,7 +933,7 @@ func TestAYearWithoutABadStaple(t *testing.T) {
 	require.NotZero(t, all.restarts)
 	require.NotZero(t, all.putErrors)
 	require.NotZero(t, all.tampered)
-	for kind := Stapled; kind <= Revoked; kind++ {
+	for kind := EventStapled; kind <= EventReinstated; kind++ {
 		require.NotZero(t, all.events[kind], kind)
 	}
 	if days == 365 {

@@ -445,7 +445,7 @@ func TestJSONFieldsAndTimes(t *testing.T) {
 	list := decode[any](t, body).(map[string]any)
 	require.Equal(t, strings.Fields("certificates matching page pages states time total"), keys(list))
 	require.Equal(t, strings.Fields("expires failures handles id issuer lastAttempt mustStaple names nextRefresh notAfter notBefore "+
-		"responder responders revoked serial stapled state subject thisUpdate unstapled"), keys(list["certificates"].([]any)[0]))
+		"responder responders revoked serial stapled state subject thisUpdate unstapledHandshakes"), keys(list["certificates"].([]any)[0]))
 	_, body = get(t, h, "/?format=json&cert="+idOf(c))
 	detail := decode[any](t, body).(map[string]any)
 	require.Subset(t, keys(detail), []string{"time", "response", "id", "state"})

@@ -40,7 +40,7 @@ type Certificate struct {
 	LastAttempt time.Time `json:"lastAttempt,omitzero"`
 	Responder   string    `json:"responder,omitempty"` // the URL that answered last
 	Failures    int       `json:"failures"`
-	Unstapled   uint64    `json:"unstapled"`
+	Unstapled   uint64    `json:"unstapledHandshakes"`
 	Error       string    `json:"error,omitempty"` // of the last attempt
 }
 
@@ -116,7 +116,7 @@ func (c *certificate) json() Certificate {
 		LastAttempt: seconds(c.Status.LastAttempt),
 		Responder:   c.Status.Responder,
 		Failures:    c.Failures,
-		Unstapled:   c.Unstapled,
+		Unstapled:   c.UnstapledHandshakes,
 	}
 	if c.Err != nil {
 		out.Error = c.Err.Error()

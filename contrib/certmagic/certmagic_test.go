@@ -183,7 +183,7 @@ func TestARevokedCertificateIsReplacedOnTheEvent(t *testing.T) {
 	s := newSite(t, false)
 	replaced := make(chan error, 1)
 	s.stapler.OnEvent = func(e staple.Event) {
-		if e.Kind == staple.Revoked {
+		if e.Kind == staple.EventRevoked {
 			go func() { replaced <- s.replace(context.Background(), e.Status.Leaf) }()
 		}
 	}

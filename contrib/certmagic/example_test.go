@@ -50,7 +50,7 @@ func Example_revoked() {
 		return nil
 	}
 	stapler := staple.Stapler{OnEvent: func(e staple.Event) {
-		if leaf := e.Status.Leaf; e.Kind == staple.Revoked && len(leaf.DNSNames) > 0 {
+		if leaf := e.Status.Leaf; e.Kind == staple.EventRevoked && len(leaf.DNSNames) > 0 {
 			go replace(context.Background(), leaf) // events wait for OnEvent to return
 		}
 	}}

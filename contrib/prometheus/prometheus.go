@@ -177,7 +177,8 @@ var (
 )
 
 // fetchResults are the kinds of events that are about a fetch.
-var fetchResults = []staple.EventKind{staple.Stapled, staple.Unchanged, staple.Revoked, staple.Failed}
+var fetchResults = []staple.EventKind{staple.EventStapled, staple.EventUnchanged, staple.EventRevoked, staple.EventReinstated,
+	staple.EventFailed}
 
 func (c *Collector) init() {
 	c.hosts = make(map[string]*host)
@@ -204,7 +205,7 @@ func (c *Collector) init() {
 // Event counts what ev tells of. It is for [staple.Stapler.OnEvent], or to be
 // called from the function there.
 func (c *Collector) Event(ev staple.Event) {
-	if !ev.Fetched && ev.Kind != staple.Failed {
+	if !ev.Fetched && ev.Kind != staple.EventFailed {
 		return // it found its response elsewhere
 	}
 	c.once.Do(c.init)
@@ -213,7 +214,7 @@ func (c *Collector) Event(ev staple.Event) {
 	c.mu.Unlock()
 	c.fetches.WithLabelValues(h.label, ev.Kind.String()).Inc()
 	c.durations.WithLabelValues(h.label).Observe(ev.Duration.Seconds())
-	if ev.Kind == staple.Failed {
+	if ev.Kind == staple.EventFailed {
 		c.failures.WithLabelValues(h.label, reason(ev.Err)).Inc()
 	}
 }
@@ -271,11 +272,11 @@ func (c *Collector) certificates() []prometheus.Metric {
 			continue // another handle to the same leaf
 		}
 		l.survey = c.survey
-		if st.Unstapled < l.unstapled {
+		if st.UnstapledHandshakes < l.unstapled {
 			l.unstapled = 0 // it was removed, and added anew
 		}
-		l.host.unstapled.Add(float64(st.Unstapled - l.unstapled))
-		l.unstapled = st.Unstapled
+		l.host.unstapled.Add(float64(st.UnstapledHandshakes - l.unstapled))
+		l.unstapled = st.UnstapledHandshakes
 
 		cert := certificate{leaf: st.Leaf, host: l.host, state: stateOf(&st, now), mustStaple: st.MustStaple}
 		if cert.state != expired {

@@ -201,14 +201,17 @@ staple_fetch_failures_total{reason="unusable_answer",responder_host="ocsp.exampl
 # HELP staple_fetches_total Fetches of an OCSP response that have ended.
 # TYPE staple_fetches_total counter
 staple_fetches_total{responder_host="none",result="failed"} 0
+staple_fetches_total{responder_host="none",result="reinstated"} 0
 staple_fetches_total{responder_host="none",result="revoked"} 0
 staple_fetches_total{responder_host="none",result="stapled"} 0
 staple_fetches_total{responder_host="none",result="unchanged"} 0
 staple_fetches_total{responder_host="ocsp.down.example:8080",result="failed"} 1
+staple_fetches_total{responder_host="ocsp.down.example:8080",result="reinstated"} 0
 staple_fetches_total{responder_host="ocsp.down.example:8080",result="revoked"} 0
 staple_fetches_total{responder_host="ocsp.down.example:8080",result="stapled"} 0
 staple_fetches_total{responder_host="ocsp.down.example:8080",result="unchanged"} 0
 staple_fetches_total{responder_host="ocsp.example",result="failed"} 2
+staple_fetches_total{responder_host="ocsp.example",result="reinstated"} 0
 staple_fetches_total{responder_host="ocsp.example",result="revoked"} 1
 staple_fetches_total{responder_host="ocsp.example",result="stapled"} 3
 staple_fetches_total{responder_host="ocsp.example",result="unchanged"} 0

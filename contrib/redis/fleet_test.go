@@ -228,7 +228,7 @@ func TestOneProcessOfAFleet(t *testing.T) {
 	var busy atomic.Bool
 	for range staplers {
 		s := &staple.Stapler{Cache: &Cache{Client: client, Timeout: timeout}, Logger: quiet, OnEvent: func(e staple.Event) {
-			if e.Kind == staple.Expired {
+			if e.Kind == staple.EventExpired {
 				lost.Add(1)
 			}
 			// A Stapler waits for its cache for five seconds, and the lock is for ten.
