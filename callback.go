@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/go-staple/staple/internal/wall"
 )
 
 const (
@@ -264,7 +266,7 @@ func (g *engine) serveReturned(ctx context.Context, cert *tls.Certificate, o *ow
 		return cert, nil // from another wrapper or handle of ours, which has waited, counted and decided
 	}
 	g.heed(s, cert)
-	served, stapled, err := c.entry.serve(ctx, c, hello, s.until, microseconds())
+	served, stapled, err := c.entry.serve(ctx, c, hello, s.until, wall.Micro())
 	switch {
 	case err != nil:
 		return nil, err
@@ -326,7 +328,7 @@ func (g *engine) serveUnknown(cert *tls.Certificate, hello *tls.ClientHelloInfo)
 	}
 	leaf, err := parseLeaf(cert)
 	switch {
-	case err != nil, wall().Before(carriedEnd(cert.OCSPStaple, leaf)):
+	case err != nil, wall.Now().Before(carriedEnd(cert.OCSPStaple, leaf)):
 		return cert, nil
 	case hello != nil && g.requireStaple && mustStaple(leaf) && wantsStaple(hello):
 		return nil, errNoStaple(leaf)

@@ -20,11 +20,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/stretchr/testify/require"
-	"golang.org/x/crypto/ocsp"
-
 	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/stapletest"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ocsp"
 )
 
 const (

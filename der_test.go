@@ -10,11 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/ocsp"
-
-	"github.com/go-staple/staple/stapletest"
 )
 
 // tlv is an element of DER shorter than 128 bytes.

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-staple/staple/internal/wall"
 	"golang.org/x/crypto/ocsp"
 )
 
@@ -188,7 +189,7 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 	g.collect()
 	e := g.entries[key]
 	if e == nil {
-		e = &entry{engine: g, key: key, leaf: leaf, mustStaple: mustStaple(leaf), until: unixMicro(wall().Add(mustStapleFor))}
+		e = &entry{engine: g, key: key, leaf: leaf, mustStaple: mustStaple(leaf), until: wall.MicroOf(wall.Now().Add(mustStapleFor))}
 		e.index = -1
 	}
 	c.entry = e
@@ -224,7 +225,7 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 	case e.held != nil:
 		g.publishTo(c, e.held)
 	case len(e.handles) == 1:
-		if err := unanswerable(leaf, wall()); err != nil {
+		if err := unanswerable(leaf, wall.Now()); err != nil {
 			g.conclude(e, outcome{err: err, final: true})
 		}
 	case e.issuer == nil:
@@ -236,7 +237,7 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 
 // reconsider makes launch begin anew with e, for which an issuer was missing.
 func (g *engine) reconsider(e *entry) {
-	if unanswerable(e.leaf, wall()) == nil {
+	if unanswerable(e.leaf, wall.Now()) == nil {
 		e.final, e.settled, e.due = false, false, time.Time{}
 		g.place(e)
 	}
@@ -249,7 +250,7 @@ func (g *engine) launch(handles ...*Certificate) {
 	if g.closed {
 		return
 	}
-	now := wall()
+	now := wall.Now()
 	for _, c := range handles {
 		if e := c.entry; !e.settled && !e.final && e.due.IsZero() {
 			e.due = now
@@ -468,7 +469,7 @@ func (g *engine) adopt(e *entry, r *response, stored bool) {
 	old := e.held
 	g.publish(e, r)
 	e.stored = stored
-	now := wall()
+	now := wall.Now()
 	if !e.final {
 		e.setDue(refreshTime(r, now))
 		e.settled = e.settled || e.due.After(now)
@@ -530,7 +531,7 @@ func (e *entry) cacheKey() string { return hex.EncodeToString(e.key[:]) }
 
 // verify has the Verifier judge der, and caps its end with the leaf's.
 func (g *engine) verify(e *entry, issuer *x509.Certificate, der []byte) (*response, error) {
-	now := wall()
+	now := wall.Now()
 	p, until, err := g.verifier.Verify(der, e.leaf, issuer, now)
 	if err != nil {
 		return nil, err

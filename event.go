@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
+
+	"github.com/go-staple/staple/internal/wall"
 )
 
 // An EventKind tells what an [Event] is about.
@@ -182,7 +184,7 @@ func (g *engine) log(level slog.Level, message string, e *entry, attrs ...slog.A
 
 // announce tells of r, which is held from now on in place of old, with mu held.
 func (g *engine) announce(e *entry, r, old *response, o outcome) {
-	g.setWarn(e, wall())
+	g.setWarn(e, wall.Now())
 	kind := EventStapled
 	switch {
 	case r.revoked:

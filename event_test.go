@@ -18,10 +18,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
-
-	"github.com/go-staple/staple/stapletest"
 )
 
 func TestEventKindString(t *testing.T) {

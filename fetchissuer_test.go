@@ -23,11 +23,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/go-staple/staple/internal/peer"
-	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/cryptobyte"
 	cryptobyte_asn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/go-staple/staple/internal/peer"
+	"github.com/go-staple/staple/stapletest"
 )
 
 // certsOnly encodes certificates as a certs-only PKCS #7 message.

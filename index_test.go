@@ -25,6 +25,8 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/go-staple/staple/internal/race"
+	"github.com/go-staple/staple/internal/wall"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 )
@@ -156,7 +158,7 @@ func linear(certs []*Certificate, hello *tls.ClientHelloInfo) *Certificate {
 
 func TestAnIndexThatChangesChoosesAsCryptoTLSDoes(t *testing.T) {
 	steps := 20000
-	if raceEnabled {
+	if race.Enabled {
 		steps = 2000
 	}
 	r := mathrand.New(mathrand.NewPCG(1, 2))
@@ -264,8 +266,7 @@ func TestAStapleThatEndsWhileTheCertificateIsChosenIsNotServed(t *testing.T) {
 	require.Equal(t, []byte{1}, got.OCSPStaple)
 
 	now := time.Now()
-	timeNow = func() time.Time { return now }
-	defer func() { timeNow = time.Now }()
+	t.Cleanup(wall.Set(func() time.Time { return now }))
 	n := 0
 	asked = func() { n++; now = now.Add(2 * time.Hour) }
 	got, err = config.GetCertificate(hello)

@@ -11,6 +11,8 @@ import (
 	"runtime"
 	"sync"
 	"weak"
+
+	"github.com/go-staple/staple/internal/wall"
 )
 
 // interned holds the parsed certificates of chains, one of each for the process
@@ -122,7 +124,7 @@ func (g *engine) setIssuer(e *entry, issuer *x509.Certificate) {
 // findIssuer returns the issuer of e, asking the Fetcher if need be. final says that
 // there is no point in trying again.
 func (g *engine) findIssuer(ctx context.Context, e *entry) (issuer *x509.Certificate, final bool, err error) {
-	if err := unanswerable(e.leaf, wall()); err != nil {
+	if err := unanswerable(e.leaf, wall.Now()); err != nil {
 		return nil, true, err
 	}
 	if issuer = g.localIssuer(e); issuer != nil {

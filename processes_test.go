@@ -13,9 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/require"
-
 	"github.com/go-staple/staple/stapletest"
+	"github.com/stretchr/testify/require"
 )
 
 // processDir tells a process that the test below starts where its certificates and

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-staple/staple/internal/wall"
 	"golang.org/x/crypto/ocsp"
 )
 
@@ -99,13 +100,13 @@ func (g *engine) attempt(ctx context.Context, e *entry, peek bool) (o outcome, u
 		return outcome{response: r, cached: true}, nil
 	}
 	if peek {
-		return outcome{deferred: true, due: wall()}, nil
+		return outcome{deferred: true, due: wall.Now()}, nil
 	}
 	if g.locker != nil {
 		unlock, ok, err := g.tryLock(ctx, e)
 		switch {
 		case err == nil && !ok && g.mayDefer(e):
-			return outcome{deferred: true, due: wall().Add(leaseTTL/20 + jitter(leaseTTL/10))}, nil
+			return outcome{deferred: true, due: wall.Now().Add(leaseTTL/20 + jitter(leaseTTL/10))}, nil
 		case err == nil && ok:
 			// Whoever had the lock may have stored a response since the cache was read.
 			if r := g.fresher(ctx, e, issuer); r != nil {
@@ -148,7 +149,7 @@ func (g *engine) fresher(ctx context.Context, e *entry, issuer *x509.Certificate
 	case r == nil || e.held != nil && !r.newer(e.held):
 		e.stored = false // so that the response held is stored again
 		return nil
-	case refreshTime(r, wall()).After(wall()) && !e.forced:
+	case refreshTime(r, wall.Now()).After(wall.Now()) && !e.forced:
 		return r
 	}
 	g.adopt(e, r, true)
@@ -181,7 +182,7 @@ func (g *engine) fetch(ctx context.Context, e *entry, issuer *x509.Certificate) 
 	switch {
 	case a.taken != nil && a.taken != a.held:
 		o.response = a.taken
-	case a.taken != nil, a.older > 0 && a.refused == 0 && a.held != nil && wall().Before(a.held.end):
+	case a.taken != nil, a.older > 0 && a.refused == 0 && a.held != nil && wall.Now().Before(a.held.end):
 		// Nothing newer is to be had, which is not a failure.
 	case errors.Is(err, ErrNoResponder):
 		o.err, o.final = err, true
@@ -216,7 +217,7 @@ func (a *acceptor) accept(der []byte) error {
 	g.mu.Lock()
 	a.held = e.held
 	g.mu.Unlock()
-	if a.held != nil && bytes.Equal(der, a.held.der) && wall().Before(a.held.end) {
+	if a.held != nil && bytes.Equal(der, a.held.der) && wall.Now().Before(a.held.end) {
 		a.last = a.held.der
 		if a.taken == nil {
 			a.taken = a.held
@@ -248,7 +249,7 @@ func (a *acceptor) accept(der []byte) error {
 // conclude ends a round: it publishes, schedules the next, and tells whoever waits
 // or listens. mu is held.
 func (g *engine) conclude(e *entry, o outcome) {
-	now := wall()
+	now := wall.Now()
 	if o.deferred {
 		if !e.gone && !g.closed {
 			e.due = o.due

@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/go-staple/staple/internal/wall"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
@@ -264,7 +265,7 @@ func TestFirstStaplesComeBeforeThoseNearTheirEndAndThoseBeforeRoutine(t *testing
 		g.mu.Lock()
 		for _, c := range []*Certificate{blocker, routine, urgent} {
 			e := c.entry
-			g.enqueue(e, e.urgency(wall()))
+			g.enqueue(e, e.urgency(wall.Now()))
 			g.place(e)
 			g.dispatch()
 		}
@@ -487,8 +488,7 @@ func TestALockThatAnotherHoldsOccupiesNoWorker(t *testing.T) {
 // setClock moves the wall clock away from the bubble's, until the test ends.
 func setClock(t *testing.T) func(offset time.Duration) {
 	var offset atomic.Int64
-	timeNow = func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }
-	t.Cleanup(func() { timeNow = time.Now })
+	t.Cleanup(wall.Set(func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }))
 	return func(d time.Duration) { offset.Store(int64(d)) }
 }
 

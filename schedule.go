@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/go-staple/staple/internal/wall"
 )
 
 const (
@@ -120,7 +122,7 @@ func (s *schedule) hostOf(leaf *x509.Certificate) *host {
 func (s *schedule) leaveHost(e *entry) {
 	if e.host.entries--; e.host.entries == 0 {
 		s.paused = append(s.paused, e.host)
-		s.forgetHosts(wall())
+		s.forgetHosts(wall.Now())
 	}
 }
 
@@ -192,7 +194,7 @@ func (g *engine) arm() {
 	if g.closed || len(g.entries) == 0 && len(g.paused) == 0 {
 		return
 	}
-	now := wall()
+	now := wall.Now()
 	at := now.Add(maxSleep)
 	if len(g.later) > 0 {
 		if w := g.later[0].wake(); w.Before(at) {
@@ -235,7 +237,7 @@ func (g *engine) tick() {
 	if g.closed {
 		return
 	}
-	now := wall()
+	now := wall.Now()
 	g.noticeClock(now)
 	g.collect()
 	g.forget()
@@ -351,7 +353,7 @@ func (g *engine) wakeHosts(now time.Time) {
 // host with many waiting does not keep the others from their turn. A host that
 // has half of the workers gets no more while another has something ready.
 func (g *engine) next() *entry {
-	now := wall()
+	now := wall.Now()
 	for _, full := range []bool{false, true} {
 		for c := range classes {
 			var following *list.Element
@@ -408,7 +410,7 @@ func (g *engine) dispatch() {
 func (g *engine) begin(e *entry) {
 	e.queued, e.busy, e.fetching = false, true, true
 	e.waitsAt.inFlight++
-	e.lastAttempt = wall()
+	e.lastAttempt = wall.Now()
 }
 
 // work runs rounds until there are none ready.

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/go-staple/staple/internal/wall"
 )
 
 var (
@@ -29,16 +31,6 @@ var (
 	// ErrClosed reports that the Stapler was closed, or the certificate removed.
 	ErrClosed = errors.New("staple: closed")
 )
-
-// timeNow is the wall clock that decides about ends. Tests replace it, since in
-// a synctest bubble the wall clock and the monotonic one never part.
-var timeNow = time.Now
-
-func microseconds() int64 { return timeNow().UnixMicro() }
-
-// wall returns the time without a monotonic reading, which stands still while a
-// machine is suspended and knows nothing of a clock that is set.
-func wall() time.Time { return timeNow().Round(0) }
 
 // A Stapler keeps the OCSP responses of certificates current. The zero value is
 // ready for use. Its fields are read at the first call of Add, TLSConfig,
@@ -208,7 +200,7 @@ func (c *Certificate) chain() [][]byte { return c.shown.Load().Certificate }
 func (c *Certificate) setStaple(der []byte, end time.Time) {
 	c.entry.engine.showing.Lock()
 	defer c.entry.engine.showing.Unlock()
-	c.show(der, unixMicro(end))
+	c.show(der, wall.MicroOf(end))
 }
 
 // unstaple makes handshakes carry no staple.
@@ -231,7 +223,7 @@ func (c *Certificate) show(der []byte, end int64) {
 
 // current returns what a handshake at this moment is given.
 func (c *Certificate) current() (cert *tls.Certificate, stapled bool) {
-	return c.at(microseconds())
+	return c.at(wall.Micro())
 }
 
 // at is current for a moment in Unix microseconds that has only just passed.
@@ -253,16 +245,10 @@ func (c *Certificate) at(now int64) (cert *tls.Certificate, stapled bool) {
 func (c *Certificate) settled() (cert *tls.Certificate, stapled bool) {
 	c.entry.engine.showing.Lock()
 	defer c.entry.engine.showing.Unlock()
-	if end := c.end.Load(); end != 0 && microseconds() >= end {
+	if end := c.end.Load(); end != 0 && wall.Micro() >= end {
 		c.show(nil, 0)
 	}
 	return c.shown.Load(), c.end.Load() != 0
-}
-
-// unixMicro returns t in Unix microseconds, of those after 1970 that there are.
-func unixMicro(t time.Time) int64 {
-	const year9999 = 253402300799
-	return min(max(t.Unix(), 1), year9999)*1e6 + int64(t.Nanosecond()/1e3)
 }
 
 // TLS returns the certificate as a handshake would be given it now: stapled while
@@ -314,7 +300,7 @@ func (c *Certificate) Wait(ctx context.Context) error {
 			final = nil
 		case c.removed || g.closed:
 			final = fmt.Errorf("staple: %s: %w", describe(e.leaf), ErrClosed)
-		case e.held != nil && e.held.revoked && timeNow().Before(e.held.end):
+		case e.held != nil && e.held.revoked && wall.Now().Before(e.held.end):
 			final = fmt.Errorf("staple: %s: %w", describe(e.leaf), ErrRevoked)
 		case e.final:
 			final = e.err

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 	"weak"
+
+	"github.com/go-staple/staple/internal/wall"
 )
 
 // TLSConfig returns a clone of base that staples, and changes nothing else: for
@@ -188,7 +190,7 @@ func (w *wrapper) getCertificate(ch *chooser, hello *tls.ClientHelloInfo) (*tls.
 			return w.engine.serveReturned(hello.Context(), cert, w.owner, hello)
 		}
 	}
-	now := microseconds() // a look at the clock waits for all reads of memory before it
+	now := wall.Micro() // a look at the clock waits for all reads of memory before it
 	if n > 1 && ch.nameToCertificate != nil {
 		if cert := byName(ch.nameToCertificate, hello.ServerName); cert != nil {
 			if c := ch.pointed[cert]; c != nil {
@@ -201,7 +203,7 @@ func (w *wrapper) getCertificate(ch *chooser, hello *tls.ClientHelloInfo) (*tls.
 	case ch.index != nil:
 		c, asked := ch.index.choose(hello, ch.takesTLS13, ch.certs)
 		if asked {
-			now = microseconds()
+			now = wall.Micro()
 		}
 		switch {
 		case c == nil:
@@ -259,7 +261,7 @@ func (w *wrapper) getClientCertificate(info *tls.CertificateRequestInfo) (*tls.C
 		if c.entry == nil {
 			return cert, nil
 		}
-		cert, _, err := c.entry.serve(info.Context(), c, nil, w.until, microseconds())
+		cert, _, err := c.entry.serve(info.Context(), c, nil, w.until, wall.Micro())
 		return cert, err
 	}
 	return new(tls.Certificate), nil
@@ -287,7 +289,7 @@ func (e *entry) serve(ctx context.Context, c *Certificate, hello *tls.ClientHell
 
 // awaitFirst waits for the first round of e, and reports whether it did. ctx may be nil.
 func (e *entry) awaitFirst(ctx context.Context, until time.Time) bool {
-	seen := time.Duration(e.until-microseconds()) * time.Microsecond
+	seen := time.Duration(e.until-wall.Micro()) * time.Microsecond
 	left := max(time.Until(until), min(seen, mustStapleFor))
 	if left <= 0 {
 		return false

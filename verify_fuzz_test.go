@@ -15,10 +15,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
-
-	"github.com/go-staple/staple/stapletest"
 )
 
 var update = flag.Bool("update", false, "make testdata/verify.pem and the corpora in testdata/fuzz anew")

@@ -25,10 +25,9 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
-
-	"github.com/go-staple/staple/stapletest"
 )
 
 const day = 24 * time.Hour

@@ -12,10 +12,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
-
-	"github.com/go-staple/staple/stapletest"
 )
 
 // A bufferedConn does not wait for its reader, as a pipe does: both sides may send an alert at once.

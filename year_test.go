@@ -26,6 +26,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/go-staple/staple/internal/race"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
@@ -895,7 +896,7 @@ func TestAYearWithoutABadStaple(t *testing.T) {
 	switch {
 	case os.Getenv("STAPLE_YEAR") != "":
 		worlds = 20
-	case raceEnabled || testing.Short():
+	case race.Enabled || testing.Short():
 		days = 30
 	}
 	var all yearCount
@@ -991,7 +992,7 @@ func (w *world) many(n int) (certs []tls.Certificate) {
 func TestRequestsAWeek(t *testing.T) {
 	t.Parallel()
 	certs, weeks := 100, 20
-	if raceEnabled || testing.Short() {
+	if race.Enabled || testing.Short() {
 		certs = 25
 	}
 	for _, tt := range []struct {
@@ -1043,7 +1044,7 @@ func TestRequestsAWeek(t *testing.T) {
 func TestTenThousandLoadedAtOnceDoNotRefreshAtOnce(t *testing.T) {
 	t.Parallel()
 	n := 10_000
-	if raceEnabled || testing.Short() {
+	if race.Enabled || testing.Short() {
 		n = 1000
 	}
 	span := 10 * time.Minute * time.Duration(10_000/n)

@@ -1,5 +1,0 @@
-//go:build race
-
-package staple
-
-const raceEnabled = true
