@@ -1,0 +1,118 @@
+package schedule
+
+import (
+	"fmt"
+	"time"
+)
+
+// A State tells where an Item is.
+type State int8
+
+const (
+	Idle      State = iota // it is new, or there is nobody to ask
+	Scheduled              // for later
+	Waiting                // due: for a worker, or for the end of a pause
+	Following              // due, while another one of its route with the same end is asked about
+	Working                // a worker has it
+	Storing                // its round has ended, and the worker still has it
+)
+
+func (s State) String() string {
+	if s < Idle || s > Storing {
+		return fmt.Sprintf("State(%d)", int8(s))
+	}
+	return [...]string{"idle", "scheduled", "waiting", "following", "working", "storing"}[s]
+}
+
+// A class is how urgent a round is.
+type class int8
+
+const (
+	fresh     class = iota // it has no staple, and nobody was asked about it so far
+	unstapled              // it has no staple
+	nearEnd                // a quarter of its staple's validity is left, or less
+	routine
+	patient // it has no staple, and failed three times or more: others may have something to lose
+	classes
+)
+
+// A Source is a URL that can be asked, and the host that it is at.
+type Source struct{ Host, URL string }
+
+// An Item is a certificate, as far as the schedule is concerned. Its zero value is to be added.
+type Item struct {
+	Owner any // not looked at
+
+	rank
+	route    *route
+	via      *node // the end of the route that a worker has taken; nil: it only peeks, or does not work
+	cohort   *cohort
+	held     held
+	due      int64
+	expires  int64  // the certificate
+	began    start  // its last round
+	asked    int64  // when somebody was asked last; 0: never
+	waits    int64  // until when it waits for its first turn during an authority's pause
+	sharedAt int64  // when its last round failed through the fault of others; 0: it did not
+	refused  uint64 // the turn when it was refused last
+	tries    int32  // rounds in a row that failed, through its own fault
+	fails    int32  // the same through whosever
+	state    State
+	then     State // what follows Storing
+	queued   queued
+	forced   bool // Refresh was called
+	peeked   bool // since it was due
+	over     bool // it has expired
+	gone     bool
+
+	toldFirst bool // the first round has ended
+}
+
+// A queued tells what an Item that waits stands in.
+type queued int8
+
+const (
+	notQueued queued = iota
+	inRoute
+	inAsked
+	inPeeks
+)
+
+// State returns where it is.
+func (it *Item) State() State { return it.state }
+
+// Asked returns when somebody was asked about it last, and zero if nobody was.
+func (it *Item) Asked() time.Time { return timeOf(it.asked) }
+
+func timeOf(micro int64) time.Time {
+	if micro == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(micro)
+}
+
+func (it *Item) urgency(now int64) class {
+	h := &it.held
+	switch {
+	case h.revoked:
+	case !h.current(now) && it.asked == 0:
+		return fresh
+	case !h.current(now) && it.fails >= patience:
+		return patient
+	case !h.current(now):
+		return unstapled
+	case now >= h.moment(0):
+		return nearEnd
+	}
+	return routine
+}
+
+// hold makes h what is held.
+func (it *Item) hold(h Held, now int64) {
+	it.held = h.micro()
+	for it.held.stage < moments && it.held.moment(it.held.stage) <= now {
+		it.held.stage++
+	}
+	it.rank.end = it.held.end
+	it.tries, it.fails = 0, 0
+}

@@ -1,0 +1,208 @@
+package schedule
+
+import (
+	"slices"
+	"time"
+
+	"github.com/go-staple/staple/internal/wall"
+)
+
+// A Result is how a round ended.
+type Result int8
+
+const (
+	Newer     Result = iota // something newer is held now
+	Unchanged               // there is nothing newer
+	Failed
+	Deferred // nobody was asked: it is to be tried again
+	Final    // there is nobody to ask
+)
+
+// An Outcome is what came of a round.
+type Outcome struct {
+	Result     Result
+	Asked      bool          // somebody was asked about the certificate
+	Held       Held          // if it is newer
+	By         Source        // who answered, if Result is Newer or Unchanged; empty: nobody knows
+	Answers    []Answer      // of those that were asked in vain; none: nobody knows who was
+	RetryAfter time.Duration // that somebody else asked for
+	Until      time.Time     // when to try again, if it was Deferred
+	Err        error         // of what failed
+}
+
+// Done says what came of the round of it. The worker is free only after Free.
+func (s *Schedule) Done(it *Item, o Outcome, now time.Time) {
+	s.tree.now = wall.MicroOf(now)
+	if it.state != Working {
+		return
+	}
+	s.tree.turns++
+	end := it.via
+	it.via, it.state, it.then = nil, Storing, Idle
+	if end == nil {
+		s.peekers--
+	} else {
+		s.tree.occupy(end, -1)
+	}
+	if it.gone {
+		return
+	}
+	if o.Asked {
+		it.asked = it.began.at
+	}
+	if o.Result != Deferred {
+		it.toldFirst = true
+		it.forced, it.peeked = false, false
+	}
+	was, shared := it.held.end, false
+	switch o.Result {
+	case Newer, Unchanged:
+		if o.Asked {
+			s.tree.answered(it, o.By)
+		}
+		it.tries, it.fails, it.sharedAt = 0, 0, 0
+	case Failed:
+		it.fails++
+		if o.Asked {
+			shared = s.tree.blame(it, o)
+		}
+	}
+	it.then = Scheduled
+	switch {
+	case it.over, o.Result == Final:
+		it.then = Idle
+		s.part(it)
+		return
+	case o.Result == Newer:
+		it.hold(o.Held, s.tree.now)
+		if it.due = it.refresh(s.tree.now, s.tree.rand); it.due <= s.tree.now && o.Asked {
+			it.due = it.unchanged(s.tree.now, s.tree.rand) // it is what there is: not to be asked for again at once
+		}
+		it.cohort = nil
+		s.release(it, was)
+	case o.Result == Unchanged:
+		it.due = it.unchanged(s.tree.now, s.tree.rand)
+	case o.Result == Deferred:
+		it.due = it.clip(wall.MicroOf(o.Until), s.tree.now)
+	case shared:
+		it.then = Waiting
+	default:
+		it.tries++
+		it.due = it.retry(o.retryAfter(), s.tree.now, s.tree.rand)
+	}
+	if c := it.cohort; c != nil && o.Result != Deferred {
+		s.rotate(it, c, shared)
+	}
+	s.watch(it)
+}
+
+// retryAfter returns the longest pause that was asked for.
+func (o *Outcome) retryAfter() time.Duration {
+	longest := o.RetryAfter
+	for _, a := range o.Answers {
+		if a.Fault == Certificate || a.Fault == NoFault {
+			longest = max(longest, a.RetryAfter)
+		}
+	}
+	return longest
+}
+
+// Free says that the worker that had it is free.
+func (s *Schedule) Free(it *Item, now time.Time) {
+	s.tree.now = wall.MicroOf(now)
+	s.working--
+	if it.state == Working { // it ended without a word
+		s.Done(it, Outcome{Result: Failed}, now)
+	}
+	then := it.then
+	it.state = Idle
+	switch {
+	case it.gone:
+		s.tree.leave(it.route)
+	case it.forced:
+		s.comeDue(it)
+	case then == Scheduled:
+		s.schedule(it, it.due)
+	case then == Following && it.cohort != nil:
+		it.state = Following
+	case then == Waiting, then == Following:
+		s.wait(it)
+	}
+	if !it.gone {
+		s.watch(it)
+	}
+}
+
+// answered notes that by answered, and with something that was taken.
+func (t *tree) answered(it *Item, by Source) {
+	r := it.route
+	if by.URL == "" {
+		by.URL = r.urls[0]
+	} else if !slices.Contains(r.urls, by.URL) {
+		t.reroute(it, []Source{by})
+		r = it.route
+	}
+	t.accept(r.nodeOf(by.URL, caLevel), it.began)
+	t.succeed(r.nodeOf(by.URL, urlLevel), it.began)
+	t.succeed(r.nodeOf(by.URL, hostLevel), it.began)
+}
+
+// blame makes those pause at whose fault a round failed, and reports whether these are others than the
+// certificate.
+func (t *tree) blame(it *Item, o Outcome) (shared bool) {
+	if len(o.Answers) == 0 {
+		o.Answers = []Answer{{Fault: Certificate, Err: o.Err}}
+	}
+	for _, a := range o.Answers {
+		if !slices.Contains(it.route.urls, a.URL) {
+			var at []Source
+			for _, a := range o.Answers {
+				at = append(at, a.Source)
+			}
+			t.reroute(it, at)
+			break
+		}
+	}
+	own := false
+	for _, a := range o.Answers {
+		ca := it.route.nodeOf(a.URL, caLevel)
+		url, host := ca.parent, ca.parent.parent
+		var at *node
+		switch a.Fault {
+		case NoFault:
+			continue
+		case CA:
+			at = ca
+		case URL:
+			at = url
+		case Host:
+			at = host
+		}
+		if at != nil && (it.sharedAt == 0 || at.pause.goodAt <= it.sharedAt) {
+			shared = true
+			t.fail(at, a, it.began)
+		} else { // its own, or else others would not have been lucky since it failed
+			own = true
+			t.refuse(ca, it, it.began, a.Err)
+		}
+		if a.Fault < Host {
+			t.succeed(host, it.began)
+		}
+		if a.Fault < URL {
+			t.succeed(url, it.began)
+		}
+	}
+	it.refused = t.turns
+	it.sharedAt = 0
+	if shared || own {
+		it.sharedAt = t.now
+	}
+	return shared && !own
+}
+
+// reroute makes it take the route to others than before.
+func (t *tree) reroute(it *Item, at []Source) {
+	old := it.route
+	it.route = t.route(old.ca, at)
+	t.leave(old)
+}

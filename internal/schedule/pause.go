@@ -1,0 +1,271 @@
+package schedule
+
+import (
+	"slices"
+	"time"
+)
+
+// A Fault is whose failure a request was.
+type Fault int8
+
+const (
+	NoFault     Fault = iota // nobody's: the URL was not asked
+	Certificate              // an answer about this certificate that is of no use
+	CA                       // what is behind the URL, for certificates of this authority
+	URL                      // whatever is asked for at this URL
+	Host                     // nobody answers there
+)
+
+// An Answer is what came of asking a URL in vain.
+type Answer struct {
+	Source
+	Fault      Fault
+	RetryAfter time.Duration // that it asked for; 0: nothing
+	Busy       bool          // it has too much to do at present: HTTP status 429 or 503
+	Err        error
+}
+
+// A pauseState is how a node stands.
+//
+//	         a failure                   its turn, a failure
+//	open ──────────────► paused ◄──────────────────┐
+//	 ▲                    │ ▲ └────────────────────┘
+//	 │ the window is      │ │ a failure, but for one that is busy
+//	 │ the share          │ │ while the window is more than one
+//	 └─── recovering ◄────┘ │
+//	       │    ▲  a success│
+//	       ├────┴───────────┘
+//	       └─ a success: the window doubles; busy: it halves
+type pauseState int8
+
+const (
+	open       pauseState = iota // as many requests as there are workers
+	paused                       // one at a time, at intervals
+	recovering                   // as many as the window has room for
+)
+
+// A pause is what is known of the failures of one node: of a host, a URL, or an authority at a URL.
+type pause struct {
+	state    pauseState
+	refused  bool    // it began because answers were of no use, not because there were none
+	window   int32   // while recovering
+	ceiling  int32   // of the window, while it doubles
+	failures int32   // in a row, however many requests were in flight
+	refusals int32   // certificates in a row about which the answer was of no use
+	accepted uint64  // the turn of the last answer that was taken
+	since    int64   // when the outage began
+	failedAt int64   // the last failure that counted
+	failed   uint64  // the turn of that failure, or of the last time that the window was halved
+	until    int64   // as the responder asked for; 0: it did not
+	goodAt   int64   // the last success
+	part     float64 // of the interval to wait, drawn when it failed
+	gap      int64   // between requests about certificates that nobody was asked about so far
+	err      error
+}
+
+const (
+	second = int64(time.Second / time.Microsecond)
+	minute = 60 * second
+	hour   = 60 * minute
+	day    = 24 * hour
+	far    = int64(1)<<62 - 1
+
+	comfortable = 5 * minute // between requests during a pause while nobody is without a staple, or soon will be
+	firstGap    = second / 16
+	maxGap      = second
+	patience    = 3 // failures in a row, after which others go first
+
+	maxRefusals        = 8  // certificates in a row, until their authority pauses
+	maxUnknownRefusals = 10 // failures in a row of an authority that is asked nobody knows where
+)
+
+// interval returns the longest time between two requests in an outage that has lasted so long, of something
+// that is needed.
+func interval(outage int64) int64 {
+	switch {
+	case outage < hour:
+		return min(30*second, 4*second+outage/10)
+	case outage < day:
+		return 5 * minute
+	}
+	return hour
+}
+
+// opens returns when a pause lets the next request through.
+func (n *node) opens() int64 {
+	p := &n.pause
+	w := &n.waiting
+	bare := w[fresh] + w[unstapled] + w[patient]
+	at := p.failedAt + comfortable
+	if bare+w[nearEnd] > 0 {
+		at = p.failedAt + int64(p.part*float64(interval(p.failedAt-p.since)))
+	}
+	if n.level == caLevel && w[fresh] > 0 {
+		at = min(at, p.failedAt+p.gap)
+	}
+	if p.until > at {
+		at = p.until
+		if bare > 0 || *w == [classes]int32{} {
+			at = min(at, p.failedAt+hour)
+		}
+		if n.queue.len() > 0 {
+			if end := n.queue[byEnd][0].end; end < far {
+				at = min(at, p.failedAt+(end-p.failedAt)/2)
+			}
+		}
+	}
+	return at
+}
+
+// admits reports whether n may be asked now.
+func (n *node) admits(now int64) bool {
+	switch n.pause.state {
+	case paused:
+		return n.inFlight == 0 && n.opens() <= now
+	case recovering:
+		return n.inFlight < n.pause.window
+	}
+	return true
+}
+
+// A start is when a request began.
+type start struct {
+	at   int64
+	turn uint64
+}
+
+// fail notes that a request failed, and that it was n's fault.
+func (t *tree) fail(n *node, a Answer, began start) {
+	p := &n.pause
+	if began.turn <= p.failed {
+		return // it was in flight, and says nothing that was not known
+	}
+	if p.state == recovering && a.Busy && a.RetryAfter == 0 && p.window > 1 {
+		p.window /= 2
+		p.ceiling = p.window
+		p.failed = t.turns
+		t.settle(n)
+		return
+	}
+	p.until = 0
+	if a.RetryAfter > 0 {
+		asked := a.RetryAfter.Microseconds()
+		p.until = t.now + asked + t.rand(asked/10+1)
+	}
+	t.pause(n, began.at, false, a.Err)
+}
+
+// pause begins a pause of n, or makes it longer.
+func (t *tree) pause(n *node, began int64, refused bool, err error) {
+	p := &n.pause
+	begins := p.state != paused
+	if begins {
+		p.since, p.failures, p.gap = began, 0, firstGap
+		p.window, p.ceiling = 0, t.share
+	}
+	p.gap = min(2*p.gap, maxGap)
+	p.state, p.refused, p.err = paused, refused, err
+	p.failures++
+	p.failedAt, p.failed = t.now, t.turns
+	p.part = 0.5 + float64(t.rand(1<<20))/(1<<21)
+	t.settle(n)
+	if begins {
+		h := n.host()
+		h.visitors.untold = slices.DeleteFunc(h.visitors.untold, t.tell)
+	}
+}
+
+// succeed notes that a request showed that nothing is wrong with n.
+func (t *tree) succeed(n *node, began start) {
+	p := &n.pause
+	p.goodAt = t.now
+	switch p.state {
+	case paused:
+		if p.until > t.now && began.turn <= p.failed {
+			return // whoever was asked to come later does
+		}
+		t.recover(n, 2)
+	case recovering:
+		if p.window < p.ceiling {
+			p.window = min(2*p.window, p.ceiling)
+		} else {
+			p.window++
+		}
+		if p.window >= t.share {
+			p.state = open
+		}
+	default:
+		return
+	}
+	t.settle(n)
+}
+
+func (t *tree) recover(n *node, window int32) {
+	p := &n.pause
+	if p.ceiling == 0 {
+		p.ceiling = t.share
+	}
+	p.state, p.window, p.failures, p.until, p.err = recovering, window, 0, 0, nil
+	if window >= t.share {
+		p.state = open
+	}
+}
+
+// accept notes an answer from n, an authority at a URL, that was taken.
+func (t *tree) accept(n *node, began start) {
+	n.pause.refusals = 0
+	n.pause.accepted = t.turns
+	t.succeed(n, began)
+}
+
+// refuse notes an answer from n about it that is of no use.
+func (t *tree) refuse(n *node, it *Item, began start, err error) {
+	p := &n.pause
+	limit := int32(maxRefusals)
+	if n.key.url == "" {
+		limit = maxUnknownRefusals
+	}
+	if n.key.url == "" || it.refused <= p.accepted { // of several about one certificate, the first counts
+		p.refusals++
+	}
+	switch {
+	case began.turn <= p.failed:
+	case p.state == paused && !p.refused:
+		t.recover(n, 1) // it answers again, if not as one would wish
+		t.settle(n)
+	case p.refusals >= limit:
+		p.until = 0
+		t.pause(n, began.at, true, err)
+	}
+}
+
+// blocks returns the node whose pause keeps those who take r waiting, or nil if one of its URLs does not pause.
+func (r *route) blocks() (by *node) {
+	for _, end := range r.ends {
+		by = nil
+		for n := end.parent; n != nil; n = n.parent {
+			if n.pause.state == paused {
+				by = n
+			}
+		}
+		if by == nil {
+			return nil
+		}
+	}
+	return by
+}
+
+// tell notes that the first round of it has ended, if a pause keeps it waiting; and reports whether nobody
+// need look at it again.
+func (t *tree) tell(it *Item) bool {
+	if it.state != Waiting || it.toldFirst {
+		return true
+	}
+	by := it.route.blocks()
+	if by == nil || by.level == caLevel && t.now < it.waits {
+		return false
+	}
+	it.toldFirst = true
+	t.told = append(t.told, Notice{it, Paused, by.pause.err})
+	return true
+}

@@ -1,0 +1,427 @@
+// Package schedule decides which certificate's responder is asked next, and when to look again. It is a data
+// structure and nothing else: now comes in as an argument, chance as a function; there is no goroutine, timer,
+// lock or I/O in it, and no logging. Whoever drives it calls one method at a time.
+//
+// The driver tells what exists ([Schedule.Add], [Schedule.Remove]), what is held for it ([Schedule.Hold]) and
+// what is wanted now ([Schedule.Start], [Schedule.Refresh]). It gives a free worker what [Schedule.Next] names,
+// and says with [Schedule.Done] what came of that, and with [Schedule.Free] that the worker is back. When the
+// time comes that [Schedule.When] names, it calls [Schedule.Look]. What it is to tell others is in
+// [Schedule.Notices], to be looked at after each of these.
+//
+// An Item is one certificate. Its state is one of these, and this is how they follow each other:
+//
+//	       Start, or Hold                due
+//	Idle ────────────────► Scheduled ──────────► Waiting ◄──────────────┐ its leader brought
+//	 ▲                        ▲  ▲ │               │  ▲                 │ something newer, or
+//	 │ there is nobody        │  │ │ due, and      │  │                 │ it leads itself
+//	 │ to ask, or it          │  │ │ another one   │  │                 │
+//	 │ has expired            │  │ └───────────────┼──┼──────────► Following
+//	 │                        │  │   leads         │  │                 ▲
+//	 │          a new one,    │  │ its own fault   │  │                 │
+//	 │          or unchanged  │  │ Next, for a     │  │ what it needs   │ another one leads
+//	 │                        │  │ free worker     ▼  │ pauses          │
+//	 │                        └──┴───────────── Working ──► Storing ────┘
+//	 └──────────────────────────────────────────── (Done)     (Free)
+//
+// Refresh makes any of them Waiting, before all others and past every pause.
+//
+// Which of those that wait is next: what was never asked about, then what has lost its staple, then what is in
+// the last quarter of it, then the rest, and host by host among equals. Who is at fault for a failure pauses
+// (host, URL, or authority at a URL), and it is a tree of these that the items wait in: see tree and pause. When
+// an item is due is in plan.go.
+package schedule
+
+import (
+	"iter"
+	"time"
+
+	"github.com/go-staple/staple/internal/wall"
+)
+
+// A Task is what a worker is to do about an Item.
+type Task int8
+
+const (
+	Nothing Task = iota
+	Ask          // a round
+	Peek         // look whether another process was luckier, and ask nobody
+)
+
+// A NoticeKind is what a Notice is about.
+type NoticeKind int8
+
+const (
+	StapleEnding NoticeKind = iota // a quarter, or a twentieth of its validity is left
+	StapleEnded
+	Expired // the certificate itself: it is Idle now
+	Paused  // what it needs for its first round pauses: that has ended with Err
+)
+
+// A Notice is what others are to be told of an Item.
+type Notice struct {
+	Item *Item
+	Kind NoticeKind
+	Err  error
+}
+
+// A Schedule is the whole: see the package's documentation.
+type Schedule struct {
+	tree    tree
+	workers int
+	working int
+	peeks   bool
+	peekers int // workers that peek
+	alarms  heap[*Item]
+	peeking []*Item
+	notices []Notice
+}
+
+// New returns an empty schedule for a number of workers. rand returns a random number below n. peeks tells
+// whether it is worth while to look into a cache, once, while those who could be asked pause.
+func New(workers int, rand func(n int64) int64, peeks bool) *Schedule {
+	return &Schedule{
+		tree: tree{rand: rand, share: int32(max(workers/2, 1)), nodes: make(map[nodeKey]*node),
+			routes: make(map[string]*route)},
+		workers: workers,
+		peeks:   peeks,
+	}
+}
+
+// Add adds it, which is about a certificate of an authority that can be asked about at some URLs, and expires.
+func (s *Schedule) Add(it *Item, ca string, at []Source, expires time.Time) {
+	it.route = s.tree.route(ca, at)
+	it.expires = wall.MicroOf(expires)
+	it.rank.end = far
+}
+
+// Remove removes it. A worker that has it comes back all the same.
+func (s *Schedule) Remove(it *Item, now time.Time) {
+	s.tree.now = wall.MicroOf(now)
+	if it.gone || it.route == nil {
+		return
+	}
+	s.withdraw(it)
+	it.gone = true
+	s.alarms.drop(it, byTime)
+	if it.state != Working && it.state != Storing {
+		it.state = Idle
+		s.tree.leave(it.route)
+	}
+}
+
+// Start makes it due now, if it is Idle.
+func (s *Schedule) Start(it *Item, now time.Time) {
+	s.tree.now = wall.MicroOf(now)
+	if it.state == Idle && !it.gone {
+		it.over = false
+		s.comeDue(it)
+	}
+}
+
+// Rest says that there is nobody to ask about it. It is Idle until Start or Refresh.
+func (s *Schedule) Rest(it *Item, now time.Time) {
+	s.tree.now = wall.MicroOf(now)
+	s.withdraw(it)
+	it.state, it.toldFirst, it.forced = Idle, true, false
+	s.watch(it)
+}
+
+// Hold says that something newer is held now, which did not come of a round.
+func (s *Schedule) Hold(it *Item, h Held, now time.Time) {
+	s.tree.now = wall.MicroOf(now)
+	if it.gone {
+		return
+	}
+	was := it.held.end
+	it.hold(h, s.tree.now)
+	switch it.state {
+	case Idle, Scheduled, Following, Waiting:
+		if it.forced || it.over || it.state == Idle && it.toldFirst {
+			break // it waits for what Refresh asked for, or nobody is asked any more
+		}
+		s.withdraw(it)
+		s.schedule(it, it.refresh(s.tree.now, s.tree.rand))
+	case Storing:
+		if it.then != Idle {
+			it.then, it.due = Scheduled, it.refresh(s.tree.now, s.tree.rand)
+		}
+	}
+	s.watch(it)
+	s.release(it, was)
+}
+
+// Refresh makes it due now, before all others and past every pause. A round that is under way will do.
+func (s *Schedule) Refresh(it *Item, now time.Time) {
+	s.tree.now = wall.MicroOf(now)
+	if it.gone || it.forced {
+		return
+	}
+	it.forced = true
+	if it.state != Working && it.state != Storing {
+		s.withdraw(it)
+		s.comeDue(it)
+	}
+}
+
+// When returns when to look again; zero: there is no need to.
+func (s *Schedule) When() time.Time {
+	at := far
+	if len(s.alarms) > 0 {
+		at = s.alarms[0].at
+	}
+	if len(s.tree.alarms) > 0 {
+		at = min(at, s.tree.alarms[0].at)
+	}
+	if at == far {
+		return time.Time{}
+	}
+	return timeOf(at)
+}
+
+// Look does what is due.
+func (s *Schedule) Look(now time.Time) {
+	s.tree.now = wall.MicroOf(now)
+	for len(s.tree.alarms) > 0 && s.tree.alarms[0].at <= s.tree.now {
+		s.tree.settle(s.tree.alarms[0])
+	}
+	for len(s.alarms) > 0 && s.alarms[0].at <= s.tree.now {
+		s.look(s.alarms[0])
+	}
+}
+
+// look does what is due about it.
+func (s *Schedule) look(it *Item) {
+	now := s.tree.now
+	h := &it.held
+	aged := false
+	for !h.quiet && h.end > 0 && h.stage < moments && h.moment(h.stage) <= now {
+		h.stage++
+		aged = true
+	}
+	if aged {
+		kind := StapleEnding
+		if h.stage == moments {
+			kind = StapleEnded
+		}
+		s.notices = append(s.notices, Notice{Item: it, Kind: kind})
+		if it.queued == inRoute { // it may have become more urgent
+			s.withdraw(it)
+			s.wait(it)
+		}
+	}
+	switch {
+	case now >= it.expires && !it.over && it.state != Idle:
+		it.over = true
+		s.notices = append(s.notices, Notice{Item: it, Kind: Expired})
+		if it.state != Working && it.state != Storing {
+			s.withdraw(it)
+			it.state = Idle
+			it.forced = false
+		}
+	case it.state == Scheduled && it.due <= now:
+		s.comeDue(it)
+	case it.waits != 0 && it.waits <= now:
+		s.tree.tell(it)
+		it.waits = 0
+	}
+	s.watch(it)
+}
+
+// watch sets when to look at it.
+func (s *Schedule) watch(it *Item) {
+	h := &it.held
+	at := far
+	if !h.quiet && h.end > 0 && h.stage < moments {
+		at = h.moment(h.stage)
+	}
+	if it.state != Idle && !it.over {
+		at = min(at, it.expires)
+	}
+	if it.state == Scheduled {
+		at = min(at, it.due)
+	}
+	if it.waits != 0 {
+		at = min(at, it.waits)
+	}
+	if at == far || it.gone {
+		s.alarms.drop(it, byTime)
+		return
+	}
+	it.at = at
+	s.alarms.put(it, byTime)
+}
+
+func (s *Schedule) schedule(it *Item, due int64) {
+	it.state, it.due = Scheduled, due
+	s.watch(it)
+}
+
+// comeDue makes it wait, unless others are to go first.
+func (s *Schedule) comeDue(it *Item) {
+	it.state = Waiting
+	switch {
+	case it.forced:
+		it.queued = inAsked
+		s.tree.ask(it)
+		s.watch(it)
+		return
+	case it.cohort == nil && it.held.end > 0 && !it.held.current(s.tree.now) && !it.held.revoked && !s.tree.join(it):
+		it.state = Following
+		s.watch(it)
+		return
+	case s.peeks && !it.peeked && it.route.blocks() != nil:
+		it.queued = inPeeks
+		s.peeking = append(s.peeking, it)
+		s.watch(it)
+		return
+	}
+	s.wait(it)
+}
+
+// wait puts it among those that wait at its route.
+func (s *Schedule) wait(it *Item) {
+	it.state, it.queued = Waiting, inRoute
+	it.class = it.urgency(s.tree.now)
+	it.age = it.asked
+	it.rank.end = far
+	if it.held.current(s.tree.now) {
+		it.rank.end = it.held.end
+	}
+	s.tree.put(it)
+	if !it.toldFirst {
+		it.waits = s.tree.now + firstTurn
+		if !s.tree.tell(it) {
+			s.tree.attend(it)
+		}
+	}
+	s.watch(it)
+}
+
+// withdraw takes it out of whatever it waits in.
+func (s *Schedule) withdraw(it *Item) {
+	switch it.queued {
+	case inRoute:
+		s.tree.drop(it)
+	case inAsked:
+		s.tree.unask(it)
+	}
+	it.queued = notQueued
+	it.waits = 0
+	s.part(it)
+}
+
+// Next returns what a free worker is to do now; Nothing if there is no free worker, or nothing to do.
+func (s *Schedule) Next(now time.Time) (*Item, Task) {
+	s.tree.now = wall.MicroOf(now)
+	if s.working >= s.workers {
+		return nil, Nothing
+	}
+	it, end, task := (*Item)(nil), (*node)(nil), Ask
+	if len(s.tree.asked) == 0 {
+		it = s.peek()
+	}
+	if it != nil {
+		task = Peek
+		s.peekers++
+	} else if it, end = s.tree.next(); it == nil {
+		return nil, Nothing
+	}
+	it.state, it.queued, it.via, it.waits = Working, notQueued, end, 0
+	if end != nil {
+		s.tree.occupy(end, 1)
+	}
+	it.began = start{s.tree.now, s.tree.turns}
+	s.working++
+	s.watch(it)
+	return it, task
+}
+
+func (s *Schedule) peek() *Item {
+	for len(s.peeking) > 0 && s.peekers < int(s.tree.share) {
+		it := s.peeking[0]
+		s.peeking = s.peeking[1:]
+		if it.queued == inPeeks && !it.gone {
+			it.peeked = true
+			return it
+		}
+	}
+	return nil
+}
+
+// Notices returns what there is to tell, and forgets it.
+func (s *Schedule) Notices() []Notice {
+	all := append(s.notices, s.tree.told...)
+	s.notices, s.tree.told = nil, nil
+	return all
+}
+
+// NextAsk returns when it will be asked about, as far as can be told: when it is due, or when what it needs lets
+// it through. Zero: not any more.
+func (s *Schedule) NextAsk(it *Item, now time.Time) time.Time {
+	s.tree.now = wall.MicroOf(now)
+	at := s.tree.now
+	state := it.state
+	if state == Storing {
+		state = it.then
+	}
+	switch state {
+	case Idle:
+		return time.Time{}
+	case Scheduled:
+		if at = it.due; at == far {
+			return time.Time{}
+		}
+	case Following:
+		if c := it.cohort; c != nil && c.leader != nil && c.leader != it && c.leader.state != Following {
+			return s.NextAsk(c.leader, now)
+		}
+	case Working:
+		return timeOf(it.began.at)
+	}
+	if it.forced {
+		return timeOf(at)
+	}
+	return timeOf(max(at, it.route.opens()))
+}
+
+// Step says that the clock was set, or the machine asleep, so that what was counted from the time that it was
+// then is void. What follows from the times of what is held stays, and nothing is due later than these say.
+func (s *Schedule) Step(items iter.Seq[*Item], now time.Time) {
+	s.tree.now = wall.MicroOf(now)
+	t := &s.tree
+	for _, n := range t.nodes {
+		n.pause.goodAt = min(n.pause.goodAt, t.now)
+		n.pause.failedAt = min(n.pause.failedAt, t.now)
+		if n.pause.state == paused {
+			t.recover(n, 1)
+		}
+	}
+	for it := range items {
+		if it.gone {
+			continue
+		}
+		it.asked, it.sharedAt = min(it.asked, t.now), 0
+		h := &it.held
+		for h.stage > 0 && h.moment(h.stage-1) > t.now {
+			h.stage--
+		}
+		if it.over && t.now < it.expires {
+			it.over = false
+		}
+		switch {
+		case it.state == Waiting && it.queued == inRoute, it.state == Following:
+			s.withdraw(it)
+			s.wait(it)
+		case it.state == Scheduled && (it.tries > 0 || it.held.end == 0):
+			it.due = min(it.due, t.now)
+		case it.state == Scheduled, it.state == Storing:
+			if h.end > 0 {
+				it.due = min(it.due, max(it.latest(t.now), t.now))
+			}
+		}
+		s.watch(it)
+	}
+	for _, n := range t.nodes {
+		t.settle(n)
+	}
+}
