@@ -84,6 +84,25 @@ func (it *Item) State() State { return it.state }
 // Asked returns when somebody was asked about it last, and zero if nobody was.
 func (it *Item) Asked() time.Time { return timeOf(it.asked) }
 
+// Began returns when its last round began, and zero if there was none.
+func (it *Item) Began() time.Time { return timeOf(it.began.at) }
+
+// Host returns the host that is asked about it; of several the first, and "" if nobody knows.
+func (it *Item) Host() string {
+	if it.route == nil {
+		return ""
+	}
+	return it.route.ends[0].host().key.url
+}
+
+// Outage returns how often in a row others failed that it needs, if they pause: at least once then.
+func (it *Item) Outage() int {
+	if by := it.route.blocks(); by != nil {
+		return int(by.pause.failures)
+	}
+	return 0
+}
+
 func timeOf(micro int64) time.Time {
 	if micro == 0 {
 		return time.Time{}
@@ -113,6 +132,5 @@ func (it *Item) hold(h Held, now int64) {
 	for it.held.stage < moments && it.held.moment(it.held.stage) <= now {
 		it.held.stage++
 	}
-	it.rank.end = it.held.end
 	it.tries, it.fails = 0, 0
 }

@@ -15,6 +15,11 @@ type Held struct {
 	Quiet      bool      // nobody wants to know that it ends
 }
 
+// Due reports whether a successor is wanted already.
+func (h Held) Due(now time.Time) bool {
+	return !now.Before(h.ThisUpdate.Add(min(h.Until.Sub(h.ThisUpdate)/2, 4*24*time.Hour) / 10 * 9))
+}
+
 // held is Held in Unix microseconds.
 type held struct {
 	start, until int64
@@ -168,6 +173,9 @@ func (c chance) jitter(d int64) int64 {
 }
 
 func (h Held) micro() held {
+	if h == (Held{}) {
+		return held{}
+	}
 	return held{start: wall.MicroOf(h.ThisUpdate), until: wall.MicroOf(h.Until), end: wall.MicroOf(h.End),
 		revoked: h.Revoked, quiet: h.Quiet}
 }

@@ -121,12 +121,20 @@ func (s *Schedule) Start(it *Item, now time.Time) {
 // Rest says that there is nobody to ask about it. It is Idle until Start or Refresh.
 func (s *Schedule) Rest(it *Item, now time.Time) {
 	s.tree.now = wall.MicroOf(now)
-	s.withdraw(it)
-	it.state, it.toldFirst, it.forced = Idle, true, false
+	it.toldFirst, it.forced = true, false
+	switch it.state {
+	case Working:
+		it.over = true
+	case Storing:
+		it.then = Idle
+	default:
+		s.withdraw(it)
+		it.state = Idle
+	}
 	s.watch(it)
 }
 
-// Hold says that something newer is held now, which did not come of a round.
+// Hold says that something newer is held now, which did not come of a round, or, with a zero Held, nothing.
 func (s *Schedule) Hold(it *Item, h Held, now time.Time) {
 	s.tree.now = wall.MicroOf(now)
 	if it.gone {
