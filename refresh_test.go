@@ -557,32 +557,6 @@ func TestAClockThatWasWrongAtTheStart(t *testing.T) {
 	}
 }
 
-func TestThousandsLoadedTogetherDoNotRefreshTogether(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		key := w.leaf().PrivateKey
-		var certs []tls.Certificate
-		for i := range 500 {
-			certs = append(certs, w.leaf(names(fmt.Sprint(i, ".example.com")), sameKey(key)))
-		}
-		s := w.stapler()
-		config := s.TLSConfig(&tls.Config{Certificates: certs})
-		require.NoError(t, s.Wait(t.Context()))
-		w.responder.Reset(nil)
-		time.Sleep(4 * day)
-		perHour := make(map[time.Time]int)
-		requests := w.responder.Requests(nil)
-		require.InDelta(t, 500, len(requests), 50)
-		for _, r := range requests {
-			perHour[r.Time.Truncate(time.Hour)]++
-		}
-		for hour, n := range perHour {
-			require.Less(t, n, 70, hour) // 500 in 17 hours: 30
-		}
-		runtime.KeepAlive(config)
-	})
-}
-
 func TestAFetcherThatSaysErrNoResponderIsNotAskedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

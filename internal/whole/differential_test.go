@@ -110,7 +110,7 @@ func (df *differential) batch(n, first, end int) {
 		v := newVisit(b, s, d)
 		if text := compare(b, s, v, d); text != "" {
 			df.differences.Add(1)
-			df.t.Errorf("pair %d differs:%s\nbase: %s\nclient: %s\nto reproduce: go test -run '^TestDifferential$' -seed %d -pair %d ./internal/whole",
+			df.t.Errorf("pair %d differs:%s\nbase: %s\nclient: %s\nto reproduce: go test ./internal/whole -run '^TestDifferential$' -seed %d -pair %d",
 				k, text, strings.Join(s.chosen, "; "), strings.Join(v.chosen, "; "), *seed, k)
 		}
 	}
