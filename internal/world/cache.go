@@ -83,6 +83,12 @@ func (BrokenCache) Put(context.Context, string, []byte) error { return ErrBroken
 // Delete fails.
 func (BrokenCache) Delete(context.Context, string) error { return ErrBroken }
 
+// What the names of a DirCache's temporary files begin with, and those of its locks among them.
+const (
+	TempPrefix = ".staple-"
+	LockPrefix = TempPrefix + "lock-"
+)
+
 // FilesIn returns the names of what is in a directory.
 func FilesIn(t *testing.T, dir string) (names []string) {
 	entries, err := os.ReadDir(dir)

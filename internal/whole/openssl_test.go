@@ -1,4 +1,4 @@
-package staple_test
+package whole
 
 import (
 	"bufio"
@@ -23,6 +23,7 @@ import (
 
 	"github.com/go-staple/staple"
 	"github.com/go-staple/staple/internal/peer"
+	"github.com/go-staple/staple/internal/world"
 	"github.com/stretchr/testify/require"
 )
 
@@ -184,12 +185,6 @@ func (w walkthrough) connect(t *testing.T, addr string, args ...string) string {
 	return w.run(t, append([]string{"s_client", "-connect", addr, "-status", "-CAfile", "ca.pem", "-verify_return_error"}, args...)...)
 }
 
-func soon(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	t.Cleanup(cancel)
-	return ctx
-}
-
 // TestWalkthrough is Adam Langley's "Setting up Apache with OCSP stapling" of 2009, with this package in
 // the place of Apache: openssl is the CA, the responder and the client.
 func TestWalkthrough(t *testing.T) {
@@ -223,7 +218,7 @@ func TestWalkthrough(t *testing.T) {
 			}
 
 			c, addr, stopServer := serve()
-			require.NoError(t, c.Wait(soon(t)))
+			require.NoError(t, c.Wait(world.Soon(t)))
 			for _, args := range [][]string{{"-tls1_3"}, {"-tls1_2"}, {"-servername", "localhost"}, {"-noservername"}} {
 				requireGood(w.connect(t, addr, args...))
 			}
@@ -231,7 +226,7 @@ func TestWalkthrough(t *testing.T) {
 			require.Equal(t, responder, st.Responder)
 			require.WithinDuration(t, st.ThisUpdate.Add(24*time.Hour), st.Expires, time.Second,
 				"a day, as clients count where there is no nextUpdate")
-			require.NoError(t, c.Refresh(soon(t)), "a response that is not newer is no failure")
+			require.NoError(t, c.Refresh(world.Soon(t)), "a response that is not newer is no failure")
 
 			// What the cache holds, openssl reads, and takes for what it is.
 			stopServer()
@@ -245,15 +240,15 @@ func TestWalkthrough(t *testing.T) {
 			c, addr, stopServer = serve()
 			require.True(t, c.Status().Stapled, "before the first handshake")
 			requireGood(w.connect(t, addr))
-			require.Error(t, c.Refresh(soon(t)))
+			require.Error(t, c.Refresh(world.Soon(t)))
 			require.Equal(t, 1, c.Status().Failures)
 			requireGood(w.connect(t, addr))
 
 			// The certificate is revoked.
 			w.run(t, "ca", "-config", "ca.cnf", "-revoke", server+".pem")
 			stopResponder = w.respond(t, port, tt.signer, tt.args...)
-			require.NoError(t, c.Refresh(soon(t)), "a revocation is no failure")
-			require.ErrorIs(t, c.Wait(soon(t)), staple.ErrRevoked)
+			require.NoError(t, c.Refresh(world.Soon(t)), "a revocation is no failure")
+			require.ErrorIs(t, c.Wait(world.Soon(t)), staple.ErrRevoked)
 			require.True(t, c.Status().Revoked)
 			require.Contains(t, w.connect(t, addr), noStaple)
 
@@ -263,7 +258,7 @@ func TestWalkthrough(t *testing.T) {
 			stopResponder()
 			c, addr, _ = serve()
 			require.Contains(t, w.connect(t, addr), noStaple)
-			require.ErrorIs(t, c.Wait(soon(t)), staple.ErrRevoked)
+			require.ErrorIs(t, c.Wait(world.Soon(t)), staple.ErrRevoked)
 		})
 	}
 }
@@ -289,7 +284,7 @@ func TestWalkthroughMistakes(t *testing.T) {
 
 	t.Run("without the issuer, the error says which certificate and what to do", func(t *testing.T) {
 		c, addr, _ := w.serve(t, new(staple.Stapler), "lonely.pem", "lonely.key")
-		err := c.Wait(soon(t))
+		err := c.Wait(world.Soon(t))
 		require.ErrorIs(t, err, staple.ErrNoIssuer)
 		require.ErrorIs(t, c.Status().Err, staple.ErrNoIssuer)
 		require.ErrorContains(t, err, "CN=localhost")
@@ -301,7 +296,7 @@ func TestWalkthroughMistakes(t *testing.T) {
 		issuer, err := x509.ParseCertificate(block.Bytes)
 		require.NoError(t, err)
 		c, addr, _ = w.serve(t, &staple.Stapler{Issuers: []*x509.Certificate{issuer}}, "lonely.pem", "lonely.key")
-		require.NoError(t, c.Wait(soon(t)))
+		require.NoError(t, c.Wait(world.Soon(t)))
 		require.Contains(t, w.connect(t, addr), good)
 	})
 
@@ -316,7 +311,7 @@ func TestWalkthroughMistakes(t *testing.T) {
 			t.Cleanup(transport.CloseIdleConnections)
 			s := &staple.Stapler{Fetcher: &staple.HTTPFetcher{Client: &http.Client{Transport: transport}}}
 			c, addr, _ := w.serve(t, s, name+"-chain.pem", name+".key")
-			require.NoError(t, c.Wait(soon(t)), url)
+			require.NoError(t, c.Wait(world.Soon(t)), url)
 			require.Equal(t, url, c.Status().Responder)
 			require.Contains(t, w.connect(t, addr), good)
 		}

@@ -1,4 +1,4 @@
-package staple_test
+package whole
 
 import (
 	"context"
