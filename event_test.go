@@ -142,61 +142,6 @@ func requireTime(t *testing.T, want time.Time, got any) {
 	require.True(t, parsed.Equal(want), "%s, not %s", got, want)
 }
 
-func TestAnOutageIsNoFloodOfLines(t *testing.T) {
-	const certificates, validity = 1000, 26 * time.Hour
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.responder.Set(nil, stapletest.Answer{Validity: validity})
-		var lines lineLog
-		s := w.stapler(func(s *Stapler) { s.Logger = lines.logger() })
-		var certs []tls.Certificate
-		for range certificates {
-			certs = append(certs, w.leaf(sameKey(w.ca.Key)))
-		}
-		config := s.TLSConfig(&tls.Config{Certificates: certs})
-		require.NoError(t, s.Wait(t.Context()))
-		synctest.Wait()
-		lines.take(t)
-		w.log.clear()
-		w.responder.Reset(nil)
-		w.responder.Set(nil, stapletest.Answer{HTTPStatus: 503})
-		time.Sleep(day)
-		synctest.Wait()
-
-		levels := make(map[string]int)
-		for _, line := range lines.take(t) {
-			levels[line["level"].(string)+" "+line["event"].(string)]++
-		}
-		requests := len(w.responder.Requests(nil))
-		t.Logf("%d certificates, a day's outage: lines %v, %d requests", certificates, levels, requests)
-		require.Equal(t, certificates, levels["WARN expiring"]+levels["DEBUG expiring"])
-		require.Positive(t, levels["WARN expiring"])
-		require.Positive(t, levels["WARN failed"])
-		require.LessOrEqual(t, levels["WARN expiring"]+levels["WARN failed"], 10)
-		for line := range levels {
-			require.Contains(t, []string{"WARN failed", "DEBUG failed", "WARN expiring", "DEBUG expiring"}, line)
-		}
-		expiring := make(map[*Certificate]bool)
-		for _, e := range w.log.events {
-			if e.Kind == EventExpiring {
-				expiring[e.Certificate] = true
-			}
-		}
-		require.Len(t, expiring, certificates)
-
-		w.responder.Set(nil, stapletest.Answer{Validity: validity})
-		time.Sleep(time.Hour)
-		synctest.Wait()
-		for c := range s.Certificates() {
-			require.Greater(t, c.Status().ThisUpdate, time.Now().Add(-time.Hour))
-		}
-		for _, line := range lines.take(t) {
-			require.Equal(t, "DEBUG", line["level"], "%s", line)
-		}
-		require.NotNil(t, config)
-	})
-}
-
 func TestFailedTellsWhenTheNextTryIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

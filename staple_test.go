@@ -7,13 +7,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -332,71 +329,6 @@ func (f issuerFetcher) FetchIssuer(context.Context, *x509.Certificate) ([]*x509.
 	return f.issuers, nil
 }
 
-func TestWhatMayNotBeStapledIsNot(t *testing.T) {
-	for _, tt := range []struct {
-		name   string
-		answer stapletest.Answer
-	}{
-		{"unknown", stapletest.Answer{Status: ocsp.Unknown}},
-		{"tryLater", stapletest.Answer{Error: ocsp.TryLater}},
-		{"internalError", stapletest.Answer{Error: ocsp.InternalError}},
-		{"unauthorized", stapletest.Answer{Error: ocsp.Unauthorized}},
-		{"garbage", stapletest.Answer{Body: []byte("<html>It works!</html>")}},
-		{"expired", stapletest.Answer{Age: 8 * 24 * time.Hour}},
-		{"HTTP 500", stapletest.Answer{HTTPStatus: 500}},
-	} {
-		for _, held := range []bool{false, true} {
-			name := tt.name + " from the beginning"
-			if held {
-				name = tt.name + " later: the good staple stays until its end"
-			}
-			t.Run(name, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					w := newWorld(t)
-					s := w.stapler()
-					cert := w.leaf()
-					if !held {
-						w.responder.Set(nil, tt.answer)
-						c, err := s.Add(cert)
-						require.NoError(t, err)
-						require.NoError(t, s.Wait(soon(t)))
-						requireNoStaple(t, c)
-						require.Error(t, c.Refresh(soon(t)))
-						require.Equal(t, 2, c.Status().Failures)
-						require.Error(t, c.Status().Err)
-						require.ErrorContains(t, c.Status().Err, "CN=www.example.com")
-						synctest.Wait()
-						require.Equal(t, []EventKind{EventFailed, EventFailed}, w.log.kinds())
-						w.responder.Reset(nil)
-						time.Sleep(2 * time.Minute)
-						require.NoError(t, c.Wait(soon(t)), "it does not recover")
-						return
-					}
-					c := w.add(s, cert)
-					w.responder.Set(nil, tt.answer)
-					for range 6 {
-						time.Sleep(27 * time.Hour)
-						requireStaple(t, c, ocsp.Good)
-					}
-					time.Sleep(12 * time.Hour)
-					synctest.Wait()
-					requireNoStaple(t, c)
-					kinds := w.log.kinds()
-					require.Equal(t, 2, count(kinds, EventExpiring))
-					require.Equal(t, 1, count(kinds, EventExpired))
-					n := count(kinds, EventFailed)
-					require.Greater(t, n, 50, "too few tries in three days and a half")
-					require.Less(t, n, 400, "too many tries in three days and a half")
-					w.responder.Reset(nil)
-					time.Sleep(time.Hour)
-					synctest.Wait()
-					requireStaple(t, c, ocsp.Good)
-				})
-			})
-		}
-	}
-}
-
 func count(kinds []EventKind, kind EventKind) (n int) {
 	for _, k := range kinds {
 		if k == kind {
@@ -478,30 +410,6 @@ func TestResponseIsTheNewestOneVerifiedAlsoPastItsEnd(t *testing.T) {
 		time.Sleep(time.Until(c.Status().Expires))
 		requireNoStaple(t, c)
 		require.Equal(t, held, c.Response())
-	})
-}
-
-func TestARestartInAnOutageStaplesFromTheFirstHandshake(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		cert := w.leaf()
-		cache := DirCache(t.TempDir())
-		s := w.stapler(func(s *Stapler) { s.Cache = cache })
-		w.add(s, cert)
-		time.Sleep(2 * 24 * time.Hour)
-		s.Close()
-		w.responder.Set(nil, stapletest.Answer{Hang: true})
-		for _, age := range []time.Duration{0, 4 * 24 * time.Hour} { // before its refresh time, and past it
-			time.Sleep(age)
-			s := w.stapler(func(s *Stapler) { s.Cache = cache })
-			config := s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{cert}})
-			got, err := config.GetCertificate(&tls.ClientHelloInfo{})
-			require.NoError(t, err)
-			require.NotEmpty(t, got.OCSPStaple)
-			synctest.Wait()
-			require.Equal(t, age == 0, len(w.responder.Requests(nil)) == 1)
-			s.Close()
-		}
 	})
 }
 
@@ -729,22 +637,6 @@ func (c *slowCache) Put(ctx context.Context, key string, data []byte) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-func TestACacheThatFailsCostsOneLineAnOutageAndNoStaple(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		var lines strings.Builder
-		s := w.stapler(func(s *Stapler) {
-			s.Cache = brokenCache{}
-			s.Logger = slog.New(slog.NewTextHandler(&lines, nil))
-		})
-		c := w.add(s, w.leaf())
-		time.Sleep(30 * 24 * time.Hour)
-		synctest.Wait()
-		requireStaple(t, c, ocsp.Good)
-		require.Equal(t, 1, strings.Count(lines.String(), "the OCSP cache fails"), lines.String())
-	})
 }
 
 type brokenCache struct{}
@@ -989,41 +881,6 @@ func TestAnIssuerThatASecondAddBringsIsUsedAtOnce(t *testing.T) {
 	})
 }
 
-func TestForgedStaplesThatCameWithCertificatesAreNotServedWhileTheCacheHangs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.responder.Set(nil, stapletest.Answer{Hang: true})
-		key := w.leaf().PrivateKey
-		forger := stapletest.NewCA(stapletest.CAOptions{}).Signer()
-		var certs []tls.Certificate
-		for i := range 60 { // more than are looked at in parallel
-			cert := w.leaf(names(fmt.Sprint(i, ".example.com")), sameKey(key))
-			r := stapletest.NewResponse(w.ca, cert.Leaf)
-			r.Signer = forger
-			cert.OCSPStaple = r.DER()
-			certs = append(certs, cert)
-		}
-		s := w.stapler(func(s *Stapler) { s.Cache, s.Concurrency = hangingCache{}, 1 })
-		config := s.TLSConfig(&tls.Config{Certificates: certs})
-		for range 2 {
-			require.Len(t, slices.Collect(s.Certificates()), len(certs))
-			for c := range s.Certificates() {
-				require.Empty(t, c.TLS().OCSPStaple)
-			}
-			time.Sleep(5 * time.Minute)
-		}
-		runtime.KeepAlive(config)
-	})
-}
-
-// A hangingCache answers nothing.
-type hangingCache struct{ brokenCache }
-
-func (hangingCache) Get(ctx context.Context, key string) ([]byte, error) {
-	<-ctx.Done()
-	return nil, ctx.Err()
-}
-
 func TestARevocationThatCameWithTheCertificateIsStored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -1044,48 +901,6 @@ func TestARevocationThatCameWithTheCertificateIsStored(t *testing.T) {
 	})
 }
 
-func TestACacheThatIsMerelySlowIsNotReported(t *testing.T) {
-	for _, tt := range []struct {
-		name string
-		use  func(t *testing.T, w *world, s *Stapler)
-	}{
-		{"while TLSConfig waits for it", func(t *testing.T, w *world, s *Stapler) {
-			key := w.leaf().PrivateKey
-			var certs []tls.Certificate
-			for i := range 60 { // more than it looks up in a second
-				certs = append(certs, w.leaf(names(fmt.Sprint(i, ".example.com")), sameKey(key)))
-			}
-			config := s.TLSConfig(&tls.Config{Certificates: certs})
-			defer runtime.KeepAlive(config)
-			require.NoError(t, s.Wait(t.Context()))
-			runtime.KeepAlive(config)
-		}},
-		{"while a certificate is removed", func(t *testing.T, w *world, s *Stapler) {
-			c := w.add(s, w.leaf())
-			go c.Refresh(t.Context())
-			time.Sleep(100 * time.Millisecond)
-			c.Remove()
-		}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
-				var mu sync.Mutex
-				var lines bytes.Buffer
-				s := w.stapler(func(s *Stapler) {
-					s.Cache = new(slowGet)
-					s.Logger = slog.New(slog.NewTextHandler(lockedWriter{&mu, &lines}, &slog.HandlerOptions{Level: slog.LevelWarn}))
-				})
-				tt.use(t, w, s)
-				time.Sleep(time.Minute)
-				mu.Lock()
-				defer mu.Unlock()
-				require.Empty(t, lines.String())
-			})
-		})
-	}
-}
-
 type lockedWriter struct {
 	mu *sync.Mutex
 	b  *bytes.Buffer
@@ -1095,18 +910,6 @@ func (w lockedWriter) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.b.Write(p)
-}
-
-// A slowGet takes its time to read, unless ctx ends.
-type slowGet struct{ MemoryCache }
-
-func (c *slowGet) Get(ctx context.Context, key string) ([]byte, error) {
-	select {
-	case <-time.After(300 * time.Millisecond):
-		return c.MemoryCache.Get(ctx, key)
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 }
 
 func TestNothingHappensAfterClose(t *testing.T) {

@@ -1,11 +1,15 @@
 package whole
 
 import (
+	"context"
+	"crypto/tls"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +19,7 @@ import (
 	"github.com/go-staple/staple"
 	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/internal/world"
+	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
 )
@@ -135,4 +140,106 @@ func fillDisk(t *testing.T, dir string) (mend func()) {
 	err := os.WriteFile(name, make([]byte, 1<<20), 0o600)
 	require.ErrorContains(t, err, "no space left on device")
 	return func() { require.NoError(t, os.Remove(name)) }
+}
+
+func TestACacheThatFailsCostsOneLineAnOutageAndNoStaple(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		var lines strings.Builder
+		s := w.Stapler(func(s *staple.Stapler) {
+			s.Cache = world.BrokenCache{}
+			s.Logger = slog.New(slog.NewTextHandler(&lines, nil))
+		})
+		c := w.Add(s, w.Leaf())
+		time.Sleep(30 * 24 * time.Hour)
+		synctest.Wait()
+		world.RequireStaple(t, c, ocsp.Good)
+		require.Equal(t, 1, strings.Count(lines.String(), "the OCSP cache fails"), lines.String())
+	})
+}
+
+func TestForgedStaplesThatCameWithCertificatesAreNotServedWhileTheCacheHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		w.Responder.Set(nil, stapletest.Answer{Hang: true})
+		key := w.Leaf().PrivateKey
+		forger := stapletest.NewCA(stapletest.CAOptions{}).Signer()
+		var certs []tls.Certificate
+		for i := range 60 { // more than are looked at in parallel
+			cert := w.Leaf(world.Names(fmt.Sprint(i, ".example.com")), world.SameKey(key))
+			r := stapletest.NewResponse(w.CA, cert.Leaf)
+			r.Signer = forger
+			cert.OCSPStaple = r.DER()
+			certs = append(certs, cert)
+		}
+		s := w.Stapler(func(s *staple.Stapler) { s.Cache, s.Concurrency = hangingCache{}, 1 })
+		config := s.TLSConfig(&tls.Config{Certificates: certs})
+		for range 2 {
+			require.Len(t, slices.Collect(s.Certificates()), len(certs))
+			for c := range s.Certificates() {
+				require.Empty(t, c.TLS().OCSPStaple)
+			}
+			time.Sleep(5 * time.Minute)
+		}
+		runtime.KeepAlive(config)
+	})
+}
+
+// A hangingCache answers nothing.
+type hangingCache struct{ world.BrokenCache }
+
+func (hangingCache) Get(ctx context.Context, key string) ([]byte, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func TestACacheThatIsMerelySlowIsNotReported(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		use  func(t *testing.T, w *world.World, s *staple.Stapler)
+	}{
+		{"while TLSConfig waits for it", func(t *testing.T, w *world.World, s *staple.Stapler) {
+			key := w.Leaf().PrivateKey
+			var certs []tls.Certificate
+			for i := range 60 { // more than it looks up in a second
+				certs = append(certs, w.Leaf(world.Names(fmt.Sprint(i, ".example.com")), world.SameKey(key)))
+			}
+			config := s.TLSConfig(&tls.Config{Certificates: certs})
+			defer runtime.KeepAlive(config)
+			require.NoError(t, s.Wait(t.Context()))
+			runtime.KeepAlive(config)
+		}},
+		{"while a certificate is removed", func(t *testing.T, w *world.World, s *staple.Stapler) {
+			c := w.Add(s, w.Leaf())
+			go c.Refresh(t.Context())
+			time.Sleep(100 * time.Millisecond)
+			c.Remove()
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := world.New(t)
+				var lines world.Text
+				s := w.Stapler(func(s *staple.Stapler) {
+					s.Cache = new(slowGet)
+					s.Logger = slog.New(slog.NewTextHandler(&lines, &slog.HandlerOptions{Level: slog.LevelWarn}))
+				})
+				tt.use(t, w, s)
+				time.Sleep(time.Minute)
+				require.Empty(t, lines.String())
+			})
+		})
+	}
+}
+
+// A slowGet takes its time to read, unless ctx ends.
+type slowGet struct{ staple.MemoryCache }
+
+func (c *slowGet) Get(ctx context.Context, key string) ([]byte, error) {
+	select {
+	case <-time.After(300 * time.Millisecond):
+		return c.MemoryCache.Get(ctx, key)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }

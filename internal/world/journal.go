@@ -2,10 +2,14 @@ package world
 
 import (
 	"bytes"
+	"encoding/json"
+	"log/slog"
 	"slices"
 	"sync"
+	"testing"
 
 	"github.com/go-staple/staple"
+	"github.com/stretchr/testify/require"
 )
 
 // A Journal keeps the events of a Stapler.
@@ -80,10 +84,21 @@ func (x *Text) String() string {
 	return x.b.String()
 }
 
-// Take returns all of it, and forgets it.
-func (x *Text) Take() string {
+// Logger returns a logger that writes all its lines to x, in JSON.
+func (x *Text) Logger() *slog.Logger {
+	return slog.New(slog.NewJSONHandler(x, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// TakeLines returns what the Logger wrote since it was called last.
+func (x *Text) TakeLines(t *testing.T) (lines []map[string]any) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	defer x.b.Reset()
-	return x.b.String()
+	d := json.NewDecoder(&x.b)
+	for d.More() {
+		var line map[string]any
+		require.NoError(t, d.Decode(&line))
+		lines = append(lines, line)
+	}
+	x.b.Reset()
+	return lines
 }
