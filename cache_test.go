@@ -1,7 +1,6 @@
-package staple
+package staple_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -13,13 +12,13 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/go-staple/staple/internal/peer"
+	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/world"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
@@ -28,12 +27,15 @@ import (
 // hexKey returns a key as a Stapler would make it.
 func hexKey(name string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(name))) }
 
+// mostRead is the size of the largest file that a DirCache takes for a response.
+const mostRead = 1 << 20
+
 func TestCaches(t *testing.T) {
-	for name, cache := range map[string]Cache{
-		"MemoryCache":      new(MemoryCache),
-		"NewMemoryCache":   NewMemoryCache(),
-		"DirCache":         DirCache(filepath.Join(t.TempDir(), "not", "yet", "made")),
-		"DirCache, exists": DirCache(t.TempDir()),
+	for name, cache := range map[string]staple.Cache{
+		"MemoryCache":      new(staple.MemoryCache),
+		"NewMemoryCache":   staple.NewMemoryCache(),
+		"DirCache":         staple.DirCache(filepath.Join(t.TempDir(), "not", "yet", "made")),
+		"DirCache, exists": staple.DirCache(t.TempDir()),
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx := t.Context()
@@ -45,7 +47,7 @@ func TestCaches(t *testing.T) {
 				require.Equal(t, want, string(data))
 			}
 			_, err := cache.Get(ctx, a)
-			require.ErrorIs(t, err, ErrCacheMiss)
+			require.ErrorIs(t, err, staple.ErrCacheMiss)
 			require.NoError(t, cache.Delete(ctx, a), "deleting what is not there")
 
 			given := []byte("one")
@@ -67,7 +69,7 @@ func TestCaches(t *testing.T) {
 
 			require.NoError(t, cache.Delete(ctx, a))
 			_, err = cache.Get(ctx, a)
-			require.ErrorIs(t, err, ErrCacheMiss)
+			require.ErrorIs(t, err, staple.ErrCacheMiss)
 			requireData(b, "other")
 		})
 	}
@@ -97,29 +99,29 @@ func (c autocertCache) Delete(ctx context.Context, key string) error {
 }
 
 func TestAnAutocertCacheWorksAsItIs(t *testing.T) {
-	w := newWorld(t)
-	cert := w.leaf()
+	w := world.New(t)
+	cert := w.Leaf()
 	cache := make(autocertCache)
 	var lines strings.Builder
-	with := func(s *Stapler) {
+	with := func(s *staple.Stapler) {
 		s.Cache = cache
 		s.Logger = slog.New(slog.NewTextHandler(&lines, nil))
 	}
-	s := w.stapler(with)
-	w.add(s, cert)
+	s := w.Stapler(with)
+	w.Add(s, cert)
 	s.Close()
-	require.Contains(t, cache, cacheKeyOf(cert.Leaf))
+	require.Contains(t, cache, world.CacheKey(cert.Leaf))
 	require.Empty(t, lines.String(), "a miss is nothing to log")
 
-	w.responder.Set(nil, stapletest.Answer{Hang: true})
-	c, err := w.stapler(with).Add(cert)
+	w.Responder.Set(nil, stapletest.Answer{Hang: true})
+	c, err := w.Stapler(with).Add(cert)
 	require.NoError(t, err)
-	requireStaple(t, c, ocsp.Good)
+	world.RequireStaple(t, c, ocsp.Good)
 }
 
 // A getCache answers every Get alike.
 type getCache struct {
-	MemoryCache
+	staple.MemoryCache
 	data []byte
 	err  error
 }
@@ -132,21 +134,21 @@ func TestWhatCountsAsAMiss(t *testing.T) {
 		cache  *getCache
 		logged bool
 	}{
-		{"ErrCacheMiss", &getCache{err: ErrCacheMiss}, false},
-		{"ErrCacheMiss, wrapped", &getCache{err: fmt.Errorf("redis: %w", ErrCacheMiss)}, false},
+		{"ErrCacheMiss", &getCache{err: staple.ErrCacheMiss}, false},
+		{"ErrCacheMiss, wrapped", &getCache{err: fmt.Errorf("redis: %w", staple.ErrCacheMiss)}, false},
 		{"autocert's", &getCache{err: errAutocertMiss}, false},
 		{"no data", &getCache{}, false},
 		{"empty data", &getCache{data: []byte{}}, false},
 		{"another error", &getCache{err: io.ErrUnexpectedEOF}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w := newWorld(t)
+			w := world.New(t)
 			var lines strings.Builder
-			s := w.stapler(func(s *Stapler) {
+			s := w.Stapler(func(s *staple.Stapler) {
 				s.Cache = tt.cache
 				s.Logger = slog.New(slog.NewTextHandler(&lines, nil))
 			})
-			requireStaple(t, w.add(s, w.leaf()), ocsp.Good)
+			world.RequireStaple(t, w.Add(s, w.Leaf()), ocsp.Good)
 			s.Close()
 			require.Equal(t, tt.logged, strings.Contains(lines.String(), "reading the OCSP cache"), lines.String())
 			if !tt.logged {
@@ -158,25 +160,25 @@ func TestWhatCountsAsAMiss(t *testing.T) {
 
 func TestACachedResponseThatIsNotDueIsNotAskedForAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		cert := w.leaf()
-		response := w.responder.Response(cert.Leaf)
+		w := world.New(t)
+		cert := w.Leaf()
+		response := w.Responder.Response(cert.Leaf)
 		// Whichever looks into the cache first, Add or the first round, the other comes later.
 		for range 50 {
-			s := w.stapler(func(s *Stapler) { s.Cache = &slowerCache{data: response} })
+			s := w.Stapler(func(s *staple.Stapler) { s.Cache = &slowerCache{data: response} })
 			c, err := s.Add(cert)
 			require.NoError(t, err)
-			requireStaple(t, c, ocsp.Good)
+			world.RequireStaple(t, c, ocsp.Good)
 			time.Sleep(time.Minute)
 			s.Close()
 		}
-		require.Empty(t, w.responder.Requests(nil))
+		require.Empty(t, w.Responder.Requests(nil))
 	})
 }
 
 // A slowerCache has one response, and takes longer to find it each time.
 type slowerCache struct {
-	MemoryCache
+	staple.MemoryCache
 	data  []byte
 	calls atomic.Int32
 }
@@ -194,7 +196,7 @@ func TestDirCacheIsForItsOwnerAlone(t *testing.T) {
 	dir := filepath.Join(parent, "cache")
 	key := hexKey("a")
 	for range 2 {
-		require.NoError(t, DirCache(dir).Put(t.Context(), key, []byte("data")))
+		require.NoError(t, staple.DirCache(dir).Put(t.Context(), key, []byte("data")))
 		for name, want := range map[string]os.FileMode{
 			parent:                  os.ModeDir | 0o700,
 			dir:                     os.ModeDir | 0o700,
@@ -205,33 +207,24 @@ func TestDirCacheIsForItsOwnerAlone(t *testing.T) {
 			require.Equal(t, want, info.Mode(), name)
 		}
 	}
-	require.Equal(t, []string{key}, filesIn(t, dir))
-}
-
-func filesIn(t *testing.T, dir string) (names []string) {
-	entries, err := os.ReadDir(dir)
-	require.NoError(t, err)
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	return names
+	require.Equal(t, []string{key}, world.FilesIn(t, dir))
 }
 
 func TestDirCacheKeysArePlainNames(t *testing.T) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "cache")
 	require.NoError(t, os.Mkdir(dir, 0o700))
-	cache := DirCache(dir)
+	cache := staple.DirCache(dir)
 	for _, key := range []string{"", ".", "..", "../a", "a/b", "/a", `a\b`, `..\a`, "C:a", "a:b", "a\x00b", "a\nb", "a b", "~",
-		".a", tempPrefix + "1", "é", "\xff", strings.Repeat("a", 201)} {
+		".a", world.TempPrefix + "1", "é", "\xff", strings.Repeat("a", 201)} {
 		_, err := cache.Get(t.Context(), key)
 		require.ErrorContains(t, err, "key", "%q", key)
-		require.NotErrorIs(t, err, ErrCacheMiss, "%q", key)
+		require.NotErrorIs(t, err, staple.ErrCacheMiss, "%q", key)
 		require.ErrorContains(t, cache.Put(t.Context(), key, []byte("data")), "key", "%q", key)
 		require.ErrorContains(t, cache.Delete(t.Context(), key), "key", "%q", key)
 	}
-	require.Empty(t, filesIn(t, dir))
-	require.Equal(t, []string{"cache"}, filesIn(t, root))
+	require.Empty(t, world.FilesIn(t, dir))
+	require.Equal(t, []string{"cache"}, world.FilesIn(t, root))
 	for _, key := range []string{hexKey("a"), "example.com+rsa", "a_b-c", strings.Repeat("a", 200)} {
 		require.NoError(t, cache.Put(t.Context(), key, []byte(key)))
 		data, err := cache.Get(t.Context(), key)
@@ -241,7 +234,7 @@ func TestDirCacheKeysArePlainNames(t *testing.T) {
 }
 
 func TestDirCacheHonorsItsContext(t *testing.T) {
-	cache := DirCache(t.TempDir())
+	cache := staple.DirCache(t.TempDir())
 	key := hexKey("a")
 	require.NoError(t, cache.Put(t.Context(), key, []byte("data")))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -271,21 +264,21 @@ func TestDirCacheReadsNothingButFilesOfASensibleSize(t *testing.T) {
 	}{
 		{"a directory", func(t *testing.T, name string) { require.NoError(t, os.Mkdir(name, 0o700)) }, "not a regular file", false},
 		{"a pipe", makePipe, "not a regular file", true},
-		{"one byte too many", sized(maxCached + 1), "more than", true},
+		{"one byte too many", sized(mostRead + 1), "more than", true},
 		{"far too large", sized(1 << 40), "more than", true},
-		{"as large as may be", sized(maxCached), "", true},
+		{"as large as may be", sized(mostRead), "", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
 			tt.make(t, filepath.Join(dir, key))
-			cache := DirCache(dir)
+			cache := staple.DirCache(dir)
 			data, err := cache.Get(t.Context(), key) // a pipe must not make it wait
 			if tt.want == "" {
 				require.NoError(t, err)
-				require.Len(t, data, maxCached)
+				require.Len(t, data, mostRead)
 			} else {
 				require.ErrorContains(t, err, tt.want)
-				require.NotErrorIs(t, err, ErrCacheMiss)
+				require.NotErrorIs(t, err, staple.ErrCacheMiss)
 			}
 			err = cache.Put(t.Context(), key, []byte("data"))
 			if !tt.wantPut {
@@ -296,7 +289,7 @@ func TestDirCacheReadsNothingButFilesOfASensibleSize(t *testing.T) {
 				require.NoError(t, err)
 				require.Equal(t, "data", string(data))
 			}
-			require.Equal(t, []string{key}, filesIn(t, dir), "nothing is left behind")
+			require.Equal(t, []string{key}, world.FilesIn(t, dir), "nothing is left behind")
 		})
 	}
 }
@@ -309,207 +302,13 @@ func makePipe(t *testing.T, name string) {
 	require.NoError(t, exec.Command(mkfifo, name).Run())
 }
 
-func TestDirCacheThatCannotBeWritten(t *testing.T) {
-	key := hexKey("a")
-	t.Run("a file in place of the directory is an error", func(t *testing.T) {
-		file := filepath.Join(t.TempDir(), "file")
-		require.NoError(t, os.WriteFile(file, nil, 0o600))
-		for _, dir := range []string{file, filepath.Join(file, "cache")} {
-			require.Error(t, DirCache(dir).Put(t.Context(), key, []byte("data")))
-			_, err := DirCache(dir).Get(t.Context(), key)
-			require.Error(t, err)
-		}
-	})
-	t.Run("a read-only directory is an error, and what it holds is served", func(t *testing.T) {
-		if runtime.GOOS == "windows" {
-			t.Skip("directories cannot be made read-only on Windows")
-		}
-		if os.Geteuid() == 0 && !asChild() {
-			// Root may write anywhere, unless it has no capabilities.
-			cmd := child(t)
-			cmd.Args = append([]string{"setpriv", "--bounding-set=-all"}, append(cmd.Args, "-test.v")...)
-			cmd.Path = peer.Need(t, "setpriv")
-			out, err := cmd.CombinedOutput()
-			require.NoError(t, err, "%s", out)
-			require.Contains(t, string(out), "--- PASS: "+t.Name())
-			return
-		}
-		dir := t.TempDir()
-		cache := DirCache(dir)
-		require.NoError(t, cache.Put(t.Context(), key, []byte("data")))
-		require.NoError(t, os.Chmod(dir, 0o500))
-		t.Cleanup(func() { _ = os.Chmod(dir, 0o700) })
-		require.ErrorIs(t, cache.Put(t.Context(), key, []byte("other")), os.ErrPermission)
-		require.ErrorIs(t, cache.Put(t.Context(), hexKey("b"), []byte("other")), os.ErrPermission)
-		require.ErrorIs(t, cache.Delete(t.Context(), key), os.ErrPermission)
-		data, err := cache.Get(t.Context(), key)
-		require.NoError(t, err)
-		require.Equal(t, "data", string(data))
-		require.Equal(t, []string{key}, filesIn(t, dir))
-	})
-}
-
-const childEnv = "STAPLE_TEST_CHILD"
-
-// child returns a command that runs the present test in another process, where asChild is true.
-func child(t *testing.T) *exec.Cmd {
-	self, err := os.Executable()
-	require.NoError(t, err)
-	pattern := "^" + strings.ReplaceAll(t.Name(), "/", "$/^") + "$"
-	cmd := exec.CommandContext(t.Context(), self, "-test.run="+pattern)
-	cmd.Env = append(os.Environ(), childEnv+"=1",
-		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // or each takes a second more
-	return cmd
-}
-
-func asChild() bool { return os.Getenv(childEnv) != "" }
-
-// whole returns data that shows whether it is whole; isWhole tells.
-func whole(n byte) []byte { return bytes.Repeat([]byte{n}, 1+4000*int(n)) }
-
-func isWhole(data []byte) bool {
-	return len(data) > 0 && len(data) == len(whole(0))+4000*int(data[0]) && bytes.Count(data, data[:1]) == len(data)
-}
-
-func TestDirCacheReadersSeeWholeFilesAlone(t *testing.T) {
-	cache := DirCache(t.TempDir())
-	key := hexKey("a")
-	require.NoError(t, cache.Put(t.Context(), key, whole(1)))
-	var writers, readers sync.WaitGroup
-	done := make(chan struct{})
-	for range 4 {
-		readers.Go(func() {
-			for last, changes := byte(0), 0; changes < 5 && !t.Failed(); {
-				data, err := cache.Get(t.Context(), key)
-				if err != nil || !isWhole(data) {
-					t.Errorf("torn: %d bytes, %v", len(data), err)
-					return
-				}
-				if data[0] != last {
-					last = data[0]
-					changes++
-				}
-			}
-		})
-	}
-	for i := range byte(4) {
-		writers.Go(func() {
-			for n := i; ; n += 4 {
-				if err := cache.Put(t.Context(), key, whole(1+n%60)); err != nil {
-					t.Error(err)
-					return
-				}
-				select {
-				case <-done:
-					return
-				default:
-				}
-			}
-		})
-	}
-	readers.Wait()
-	close(done)
-	writers.Wait()
-	require.Equal(t, []string{key}, filesIn(t, string(cache)))
-}
-
-// TestDirCacheSurvivesKilledWriters is two processes that write until they are killed, again and again,
-// and a third that reads.
-func TestDirCacheSurvivesKilledWriters(t *testing.T) {
-	key := hexKey("a")
-	if asChild() {
-		go func() { // ends with its parent, if not before
-			_, _ = io.Copy(io.Discard, os.Stdin)
-			os.Exit(0)
-		}()
-		for n := byte(100); ; n = max(n+1, 100) {
-			require.NoError(t, DirCache(os.Getenv("STAPLE_TEST_DIR")).Put(t.Context(), key, whole(n)))
-			_, err := os.Stdout.WriteString(".")
-			require.NoError(t, err)
-		}
-	}
-
-	cache := DirCache(t.TempDir())
-	leftovers := func() (names []string) {
-		for _, name := range filesIn(t, string(cache)) {
-			if name != key {
-				require.True(t, strings.HasPrefix(name, tempPrefix), name)
-				names = append(names, filepath.Join(string(cache), name))
-			}
-		}
-		return names
-	}
-	reads := 0
-	requireWhole := func() {
-		t.Helper()
-		data, err := cache.Get(t.Context(), key)
-		require.NoError(t, err)
-		require.True(t, isWhole(data), "torn: %d bytes", len(data))
-		reads++
-	}
-	// start starts a writer and returns once it has written.
-	start := func() (kill func()) {
-		cmd := child(t)
-		cmd.Env = append(cmd.Env, "STAPLE_TEST_DIR="+string(cache))
-		in, err := cmd.StdinPipe()
-		require.NoError(t, err)
-		out, err := cmd.StdoutPipe()
-		require.NoError(t, err)
-		require.NoError(t, cmd.Start())
-		kill = sync.OnceFunc(func() {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-			_ = in.Close()
-		})
-		t.Cleanup(kill)
-		_, err = io.ReadFull(out, make([]byte, 1))
-		require.NoError(t, err, "the writer ended")
-		go func() { _, _ = io.Copy(io.Discard, out) }()
-		return kill
-	}
-
-	kill, kills := start(), 0
-	for deadline := time.Now().Add(20 * time.Second); ; kills++ {
-		for range 20 {
-			requireWhole()
-		}
-		next := start()
-		kill()
-		requireWhole()
-		kill = next
-		if len(leftovers()) > 2 { // one of them may be that of the writer at work
-			break
-		}
-		require.True(t, time.Now().Before(deadline), "no writer was killed while it wrote")
-	}
-	kill()
-	requireWhole()
-	left := leftovers()
-	t.Logf("%d writers killed, %d files left, %d whole reads", kills+1, len(left), reads)
-
-	require.NoError(t, cache.Put(t.Context(), key, whole(1)))
-	require.Equal(t, left, leftovers(), "their writers may still be at it")
-	for _, name := range left {
-		setAge(t, name, 2*time.Hour)
-	}
-	require.NoError(t, DirCache(string(cache)+"/.").Put(t.Context(), key, whole(2))) // not swept by that name yet
-	require.Empty(t, leftovers())
-	requireWhole()
-}
-
-// setAge makes a file look as if it had been written some time ago.
-func setAge(t *testing.T, name string, age time.Duration) {
-	at := time.Now().Add(-age)
-	require.NoError(t, os.Chtimes(name, at, at))
-}
-
 func TestDirCacheRemovesItsOwnThatEndedAWeekAgo(t *testing.T) {
 	const day = 24 * time.Hour
 	leaf := stapletest.LeafOptions{NotBefore: time.Now().Add(-400 * day)}
-	cert, other := testCA().Leaf(leaf).Leaf, testCA().Leaf(leaf).Leaf
+	cert, other := world.CA().Leaf(leaf).Leaf, world.CA().Leaf(leaf).Leaf
 	// response returns one that ended some time ago, after ten days; negative: that is still current.
 	response := func(ended time.Duration, edit ...func(*stapletest.Response)) string {
-		r := stapletest.NewResponse(testCA(), cert)
+		r := stapletest.NewResponse(world.CA(), cert)
 		r.ProducedAt = time.Now().Add(-ended - 10*day)
 		r.Singles[0].ThisUpdate, r.Singles[0].NextUpdate = r.ProducedAt, time.Now().Add(-ended)
 		for _, f := range edit {
@@ -539,8 +338,8 @@ func TestDirCacheRemovesItsOwnThatEndedAWeekAgo(t *testing.T) {
 		{"no nextUpdate, 18 days old", "", response(8*day, openEnded), 18 * day, false},
 		{"no nextUpdate, 7 days old", "", response(-3*day, openEnded), 7*day - time.Minute, true},
 
-		{"a writer crashed", tempPrefix + "1", "half", 2 * time.Hour, false},
-		{"a writer at work", tempPrefix + "2", "half", 10 * time.Minute, true},
+		{"a writer crashed", world.TempPrefix + "1", "half", 2 * time.Hour, false},
+		{"a writer at work", world.TempPrefix + "2", "half", 10 * time.Minute, true},
 
 		{"somebody's", "README", "text", 400 * day, true},
 		{"somebody's", ".hidden", "text", 400 * day, true},
@@ -552,9 +351,9 @@ func TestDirCacheRemovesItsOwnThatEndedAWeekAgo(t *testing.T) {
 		{"somebody's", strings.ToUpper(hexKey("x")), response(8 * day), 400 * day, true},
 		{"somebody's, named by its hash", hexKey("blob"), "no OCSP response", 400 * day, true},
 		{"somebody's, named by its hash, empty", hexKey("empty"), "", 400 * day, true},
-		{"somebody's, named by its hash, large", hexKey("large"), strings.Repeat("x", maxCached+1), 400 * day, true},
+		{"somebody's, named by its hash, large", hexKey("large"), strings.Repeat("x", mostRead+1), 400 * day, true},
 	}
-	for _, odd := range stapletest.Oddities(testCA(), cert) {
+	for _, odd := range stapletest.Oddities(world.CA(), cert) {
 		files = append(files, file{"is current: " + odd.Name, "", string(odd.DER), 9 * day, true})
 	}
 
@@ -566,13 +365,13 @@ func TestDirCacheRemovesItsOwnThatEndedAWeekAgo(t *testing.T) {
 		}
 		name := filepath.Join(dir, f.name)
 		require.NoError(t, os.WriteFile(name, []byte(f.data), 0o600))
-		setAge(t, name, f.age)
+		world.SetAge(t, name, f.age)
 	}
 	directory := filepath.Join(dir, hexKey("directory"))
 	require.NoError(t, os.Mkdir(directory, 0o700))
-	setAge(t, directory, 400*day)
+	world.SetAge(t, directory, 400*day)
 
-	require.NoError(t, DirCache(dir).Put(t.Context(), hexKey("new"), []byte("data")))
+	require.NoError(t, staple.DirCache(dir).Put(t.Context(), hexKey("new"), []byte("data")))
 	for _, f := range files {
 		t.Run(f.about, func(t *testing.T) {
 			data, err := os.ReadFile(filepath.Join(dir, f.name))
@@ -591,8 +390,8 @@ func TestDirCacheSweepsWithoutOpeningPipes(t *testing.T) {
 	dir := t.TempDir()
 	pipe := filepath.Join(dir, hexKey("pipe"))
 	makePipe(t, pipe)
-	setAge(t, pipe, 400*24*time.Hour)
-	require.NoError(t, DirCache(dir).Put(t.Context(), hexKey("new"), []byte("data")))
+	world.SetAge(t, pipe, 400*24*time.Hour)
+	require.NoError(t, staple.DirCache(dir).Put(t.Context(), hexKey("new"), []byte("data")))
 	_, err := os.Lstat(pipe)
 	require.NoError(t, err)
 }
@@ -600,11 +399,11 @@ func TestDirCacheSweepsWithoutOpeningPipes(t *testing.T) {
 func TestDirCacheSweepsOnceADay(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		left := filepath.Join(dir, tempPrefix+"1")
-		put := func() { require.NoError(t, DirCache(dir).Put(t.Context(), hexKey("a"), []byte("data"))) }
+		left := filepath.Join(dir, world.TempPrefix+"1")
+		put := func() { require.NoError(t, staple.DirCache(dir).Put(t.Context(), hexKey("a"), []byte("data"))) }
 		put()
 		require.NoError(t, os.WriteFile(left, []byte("half"), 0o600))
-		setAge(t, left, 2*time.Hour)
+		world.SetAge(t, left, 2*time.Hour)
 		time.Sleep(23 * time.Hour)
 		put()
 		require.FileExists(t, left)
@@ -612,4 +411,43 @@ func TestDirCacheSweepsOnceADay(t *testing.T) {
 		put()
 		require.NoFileExists(t, left)
 	})
+}
+
+func TestDirCacheLock(t *testing.T) {
+	d := staple.DirCache(filepath.Join(t.TempDir(), "new"))
+	key := world.CacheKey(world.CA().Issuer)
+	unlock, ok, err := d.TryLock(t.Context(), key, time.Minute)
+	require.NoError(t, err)
+	require.True(t, ok)
+	_, ok, err = d.TryLock(t.Context(), key, time.Minute)
+	require.NoError(t, err)
+	require.False(t, ok, "it is held")
+	_, ok, err = d.TryLock(t.Context(), world.CacheKey(world.CA().Root), time.Minute)
+	require.NoError(t, err)
+	require.True(t, ok, "another key is not")
+	_, err = d.Get(t.Context(), key)
+	require.ErrorIs(t, err, staple.ErrCacheMiss)
+
+	// A holder that has crashed: the lock is older than its lease.
+	time.Sleep(20 * time.Millisecond)
+	again, ok, err := d.TryLock(t.Context(), key, 10*time.Millisecond)
+	require.NoError(t, err)
+	require.True(t, ok)
+	unlock() // the first holder was merely slow: the lock is no longer its own
+	_, ok, err = d.TryLock(t.Context(), key, time.Minute)
+	require.NoError(t, err)
+	require.False(t, ok)
+	again()
+	again()
+	unlock, ok, err = d.TryLock(t.Context(), key, time.Minute)
+	require.NoError(t, err)
+	require.True(t, ok)
+	unlock()
+
+	_, _, err = d.TryLock(t.Context(), "../escape", time.Minute)
+	require.Error(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, _, err = d.TryLock(ctx, key, time.Minute)
+	require.ErrorIs(t, err, context.Canceled)
 }

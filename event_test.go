@@ -1,4 +1,4 @@
-package staple
+package staple_test
 
 import (
 	"bytes"
@@ -6,62 +6,41 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"math/big"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/world"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
 )
 
 func TestEventKindString(t *testing.T) {
-	for kind, want := range map[EventKind]string{
-		EventStapled:          "stapled",
-		EventUnchanged:        "unchanged",
-		EventFailed:           "failed",
-		EventExpiring:         "expiring",
-		EventExpired:          "expired",
-		EventRevoked:          "revoked",
-		EventReinstated:       "reinstated",
-		0:                     "EventKind(0)",
-		-1:                    "EventKind(-1)",
-		EventReinstated + 100: "EventKind(107)",
+	for kind, want := range map[staple.EventKind]string{
+		staple.EventStapled:          "stapled",
+		staple.EventUnchanged:        "unchanged",
+		staple.EventFailed:           "failed",
+		staple.EventExpiring:         "expiring",
+		staple.EventExpired:          "expired",
+		staple.EventRevoked:          "revoked",
+		staple.EventReinstated:       "reinstated",
+		0:                            "EventKind(0)",
+		-1:                           "EventKind(-1)",
+		staple.EventReinstated + 100: "EventKind(107)",
 	} {
 		require.Equal(t, want, kind.String())
 	}
-}
-
-// A lineLog is a log whose lines can be looked at.
-type lineLog struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *lineLog) logger() *slog.Logger {
-	return slog.New(slog.NewJSONHandler(lockedWriter{&l.mu, &l.text}, &slog.HandlerOptions{Level: slog.LevelDebug}))
-}
-
-// take returns the lines since it was called last.
-func (l *lineLog) take(t *testing.T) (lines []map[string]any) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	d := json.NewDecoder(&l.text)
-	for d.More() {
-		var line map[string]any
-		require.NoError(t, d.Decode(&line))
-		lines = append(lines, line)
-	}
-	l.text.Reset()
-	return lines
 }
 
 // TestTheLogLineOfEachEvent writes down what an operator may filter by. Each event is one line.
@@ -79,39 +58,40 @@ func TestTheLogLineOfEachEvent(t *testing.T) {
 	held := []string{"expires", "responder"}
 	failing := []string{"error", "expires", "responder"}
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		var lines lineLog
-		s := w.stapler(func(s *Stapler) { s.Logger = lines.logger() })
-		w.responder.Set(nil, down)
-		cert := w.leaf()
+		w := world.New(t)
+		var lines world.Text
+		s := w.Stapler(func(s *staple.Stapler) { s.Logger = lines.Logger() })
+		w.Responder.Set(nil, down)
+		cert := w.Leaf()
+		serial := strings.ReplaceAll(fmt.Sprintf("% x", cert.Leaf.SerialNumber.Bytes()), " ", ":")
 		c, err := s.Add(cert)
 		require.NoError(t, err)
 		require.NoError(t, s.Wait(t.Context()))
 		for _, tt := range []step{
 			{"the first round fails", down, -1, "failed", "WARN", "staple: OCSP response not obtained", []string{"error"}},
-			{"stapled", stapletest.Answer{Period: day}, time.Hour, "stapled", "DEBUG", "staple: OCSP response stapled", held},
-			{"nothing newer", stapletest.Answer{Period: day}, time.Hour, "unchanged", "DEBUG", "staple: OCSP response unchanged", held},
+			{"stapled", stapletest.Answer{Period: world.Day}, time.Hour, "stapled", "DEBUG", "staple: OCSP response stapled", held},
+			{"nothing newer", stapletest.Answer{Period: world.Day}, time.Hour, "unchanged", "DEBUG", "staple: OCSP response unchanged", held},
 			{"a refresh fails", down, time.Hour, "failed", "WARN", "staple: OCSP response not obtained", failing},
 			{"it fails again", down, time.Hour, "failed", "DEBUG", "staple: OCSP response not obtained", failing},
-			{"a quarter is left", down, -6 * day, "expiring", "WARN", "staple: OCSP staple is about to end", failing},
-			{"the end", down, -2 * day, "expired", "ERROR", "staple: OCSP staple has ended", failing},
+			{"a quarter is left", down, -6 * world.Day, "expiring", "WARN", "staple: OCSP staple is about to end", failing},
+			{"the end", down, -2 * world.Day, "expired", "ERROR", "staple: OCSP staple has ended", failing},
 			{"revoked", stapletest.Answer{Status: ocsp.Revoked}, time.Hour, "revoked", "ERROR", "staple: certificate is revoked", held},
 			{"a hold is lifted", stapletest.Answer{}, time.Hour, "reinstated", "WARN", "staple: certificate is good again after it was revoked", held},
 		} {
-			w.responder.Set(nil, tt.answer)
+			w.Responder.Set(nil, tt.answer)
 			if tt.pass > 0 {
-				lines.take(t)
-				w.log.clear()
+				lines.TakeLines(t)
+				w.Log.Clear()
 				_ = c.Refresh(t.Context())
 			} else {
 				time.Sleep(-tt.pass)
 			}
 			synctest.Wait()
-			all := lines.take(t)
-			events := slices.Clone(w.log.events)
-			w.log.clear()
+			all := lines.TakeLines(t)
+			events := w.Log.Events()
+			w.Log.Clear()
 			require.Len(t, all, len(events), "one line an event: %s", tt.name)
-			i := slices.IndexFunc(events, func(e Event) bool { return e.Kind.String() == tt.event })
+			i := slices.IndexFunc(events, func(e staple.Event) bool { return e.Kind.String() == tt.event })
 			require.GreaterOrEqual(t, i, 0, tt.name)
 			line, st := all[i], events[i].Status
 			attrs := append([]string{"certificate", "event", "level", "msg", "next", "time"}, tt.attrs...)
@@ -119,7 +99,7 @@ func TestTheLogLineOfEachEvent(t *testing.T) {
 			require.Equal(t, tt.event, line["event"])
 			require.Equal(t, tt.level, line["level"], tt.name)
 			require.Equal(t, tt.message, line["msg"])
-			require.Equal(t, describe(cert.Leaf), line["certificate"])
+			require.Equal(t, `"CN=www.example.com" (serial `+serial+`)`, line["certificate"])
 			requireTime(t, st.NextRefresh, line["next"])
 			if line["expires"] != nil {
 				requireTime(t, st.Expires, line["expires"])
@@ -144,17 +124,17 @@ func requireTime(t *testing.T, want time.Time, got any) {
 
 func TestFailedTellsWhenTheNextTryIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.responder.Set(nil, stapletest.Answer{Error: ocsp.Unauthorized})
-		var told []Event
-		s := w.stapler(func(s *Stapler) {
-			s.OnEvent = func(e Event) {
-				if e.Kind == EventFailed {
+		w := world.New(t)
+		w.Responder.Set(nil, stapletest.Answer{Error: ocsp.Unauthorized})
+		var told []staple.Event
+		s := w.Stapler(func(s *staple.Stapler) {
+			s.OnEvent = func(e staple.Event) {
+				if e.Kind == staple.EventFailed {
 					told = append(told, e)
 				}
 			}
 		})
-		c, err := s.Add(w.leaf())
+		c, err := s.Add(w.Leaf())
 		require.NoError(t, err)
 		next := time.Now()
 		for i := range 30 {
@@ -176,61 +156,61 @@ func TestFailedTellsWhenTheNextTryIs(t *testing.T) {
 }
 
 func TestAStapleWithoutSuccessorIsToldOfTwiceAndItsEndOnce(t *testing.T) {
-	for _, validity := range []time.Duration{time.Hour, day, 7 * day, 10 * day} {
+	for _, validity := range []time.Duration{time.Hour, world.Day, 7 * world.Day, 10 * world.Day} {
 		synctest.Test(t, func(t *testing.T) {
-			w := newWorld(t)
-			w.responder.Set(nil, stapletest.Answer{Validity: validity})
+			w := world.New(t)
+			w.Responder.Set(nil, stapletest.Answer{Validity: validity})
 			type told struct {
-				kind  EventKind
+				kind  staple.EventKind
 				after time.Duration
 			}
 			var all []told
 			start := time.Now()
-			s := w.stapler(func(s *Stapler) {
-				s.OnEvent = func(e Event) {
+			s := w.Stapler(func(s *staple.Stapler) {
+				s.OnEvent = func(e staple.Event) {
 					switch e.Kind {
-					case EventFailed:
+					case staple.EventFailed:
 						return
-					case EventExpiring, EventExpired:
+					case staple.EventExpiring, staple.EventExpired:
 						require.Error(t, e.Err)
 						require.Equal(t, start.Add(validity), e.Status.Expires.Local())
-						require.Equal(t, e.Kind == EventExpiring, e.Status.Stapled)
+						require.Equal(t, e.Kind == staple.EventExpiring, e.Status.Stapled)
 					}
 					all = append(all, told{e.Kind, time.Since(start)})
 				}
 			})
-			c := w.add(s, w.leaf())
-			w.responder.Set(nil, stapletest.Answer{Error: ocsp.TryLater})
-			time.Sleep(validity + day)
+			c := w.Add(s, w.Leaf())
+			w.Responder.Set(nil, stapletest.Answer{Error: ocsp.TryLater})
+			time.Sleep(validity + world.Day)
 			synctest.Wait()
 			require.Equal(t, []told{
-				{EventStapled, 0},
-				{EventExpiring, validity - validity/4},
-				{EventExpiring, validity - validity/20},
-				{EventExpired, validity},
+				{staple.EventStapled, 0},
+				{staple.EventExpiring, validity - validity/4},
+				{staple.EventExpiring, validity - validity/20},
+				{staple.EventExpired, validity},
 			}, all)
-			w.responder.Reset(nil)
+			w.Responder.Reset(nil)
 			time.Sleep(2 * time.Hour)
 			synctest.Wait()
-			requireStaple(t, c, ocsp.Good)
+			world.RequireStaple(t, c, ocsp.Good)
 			require.Len(t, all, 5)
-			require.Equal(t, EventStapled, all[4].kind)
+			require.Equal(t, staple.EventStapled, all[4].kind)
 		})
 	}
 }
 
 func TestRevokedIsToldOfForEachNewerResponseThatSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		c := w.add(w.stapler(), w.leaf())
-		w.responder.Set(nil, stapletest.Answer{Status: ocsp.Revoked, Period: time.Hour})
+		w := world.New(t)
+		c := w.Add(w.Stapler(), w.Leaf())
+		w.Responder.Set(nil, stapletest.Answer{Status: ocsp.Revoked, Period: time.Hour})
 		for _, pause := range []time.Duration{2 * time.Hour, time.Second, time.Hour} {
 			time.Sleep(pause)
 			require.NoError(t, c.Refresh(t.Context()))
 		}
 		synctest.Wait()
-		require.Equal(t, []EventKind{EventStapled, EventRevoked, EventUnchanged, EventRevoked}, w.log.kinds())
-		for _, e := range w.log.events[1:] {
+		require.Equal(t, []staple.EventKind{staple.EventStapled, staple.EventRevoked, staple.EventUnchanged, staple.EventRevoked}, w.Log.Kinds())
+		for _, e := range w.Log.Events()[1:] {
 			require.True(t, e.Status.Revoked)
 			require.False(t, e.Status.Stapled)
 			require.NoError(t, e.Err)
@@ -241,37 +221,37 @@ func TestRevokedIsToldOfForEachNewerResponseThatSaysSo(t *testing.T) {
 func TestAnIssuerThatIsNotFoundIsToldOf(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
-		edit  func(s *Stapler)
+		edit  func(s *staple.Stapler)
 		again bool // it is looked for again
 	}{
-		{"nobody can fetch it: once", func(s *Stapler) { s.Fetcher = noIssuer{s.Fetcher} }, false},
-		{"somebody can, later perhaps: with the next try", func(*Stapler) {}, true},
+		{"nobody can fetch it: once", func(s *staple.Stapler) { s.Fetcher = noIssuer{s.Fetcher} }, false},
+		{"somebody can, later perhaps: with the next try", func(*staple.Stapler) {}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
-				var lines lineLog
-				s := w.stapler(func(s *Stapler) { s.Logger = lines.logger() }, tt.edit)
-				c, err := s.Add(w.leaf(func(o *stapletest.LeafOptions) {
-					o.OmitIssuer, o.IssuerURLs = true, []string{responderURL + "/issuer"}
+				w := world.New(t)
+				var lines world.Text
+				s := w.Stapler(func(s *staple.Stapler) { s.Logger = lines.Logger() }, tt.edit)
+				c, err := s.Add(w.Leaf(func(o *stapletest.LeafOptions) {
+					o.OmitIssuer, o.IssuerURLs = true, []string{world.ResponderURL + "/issuer"}
 				}))
 				require.NoError(t, err)
-				time.Sleep(day)
+				time.Sleep(world.Day)
 				synctest.Wait()
-				events := w.log.events
+				events := w.Log.Events()
 				require.Equal(t, tt.again, len(events) > 1)
 				for _, e := range events {
-					require.Equal(t, EventFailed, e.Kind)
-					require.ErrorIs(t, e.Err, ErrNoIssuer)
+					require.Equal(t, staple.EventFailed, e.Kind)
+					require.ErrorIs(t, e.Err, staple.ErrNoIssuer)
 					require.Equal(t, tt.again, !e.Status.NextRefresh.IsZero())
 				}
 				require.Equal(t, c.Status(), events[len(events)-1].Status)
-				all := lines.take(t)
+				all := lines.TakeLines(t)
 				require.Len(t, all, len(events))
 				for i, line := range all {
 					require.Equal(t, i == 0, line["level"] == "WARN", "%s", line)
 					require.Equal(t, "failed", line["event"])
-					require.Contains(t, line["error"], ErrNoIssuer.Error())
+					require.Contains(t, line["error"], staple.ErrNoIssuer.Error())
 					require.Equal(t, tt.again, line["next"] != nil)
 				}
 			})
@@ -280,21 +260,21 @@ func TestAnIssuerThatIsNotFoundIsToldOf(t *testing.T) {
 }
 
 // A noIssuer is a Fetcher and no IssuerFetcher.
-type noIssuer struct{ f Fetcher }
+type noIssuer struct{ f staple.Fetcher }
 
-func (n noIssuer) Fetch(ctx context.Context, req *Request) ([]byte, error) {
+func (n noIssuer) Fetch(ctx context.Context, req *staple.Request) ([]byte, error) {
 	return n.f.Fetch(ctx, req)
 }
 
 func TestEventsComeInOrderOneAtATimeAndRefreshingDoesNotWaitForThem(t *testing.T) {
 	const certificates, hours = 4, 12
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.responder.Set(nil, stapletest.Answer{Validity: time.Hour, Delay: time.Second})
+		w := world.New(t)
+		w.Responder.Set(nil, stapletest.Answer{Validity: time.Hour, Delay: time.Second})
 		var inside atomic.Int32
-		events := make(map[*Certificate][]Event)
-		s := w.stapler(func(s *Stapler) {
-			s.OnEvent = func(e Event) {
+		events := make(map[*staple.Certificate][]staple.Event)
+		s := w.Stapler(func(s *staple.Stapler) {
+			s.OnEvent = func(e staple.Event) {
 				if inside.Add(1) != 1 {
 					t.Error("called while another call was running")
 				}
@@ -303,9 +283,9 @@ func TestEventsComeInOrderOneAtATimeAndRefreshingDoesNotWaitForThem(t *testing.T
 				inside.Add(-1)
 			}
 		})
-		var all []*Certificate
+		var all []*staple.Certificate
 		for range certificates {
-			all = append(all, w.add(s, w.leaf(sameKey(w.ca.Key))))
+			all = append(all, w.Add(s, w.Leaf(world.SameKey(w.CA.Key))))
 		}
 		for range 4 * hours {
 			time.Sleep(15 * time.Minute)
@@ -315,14 +295,14 @@ func TestEventsComeInOrderOneAtATimeAndRefreshingDoesNotWaitForThem(t *testing.T
 				require.Less(t, time.Since(st.ThisUpdate), 34*time.Minute)
 			}
 		}
-		sent := len(w.responder.Requests(nil))
+		sent := len(w.Responder.Requests(nil))
 		require.NoError(t, s.Close()) // tells what is still to be told
 		require.InDelta(t, 2*hours*certificates, sent, 3*certificates)
 		n := 0
 		for _, c := range all {
-			last := Event{}
+			last := staple.Event{}
 			for _, e := range events[c] {
-				require.Equal(t, EventStapled, e.Kind)
+				require.Equal(t, staple.EventStapled, e.Kind)
 				require.Equal(t, time.Second, e.Duration)
 				require.Greater(t, e.Status.ThisUpdate, last.Status.ThisUpdate)
 				require.False(t, e.Status.LastAttempt.Before(last.Status.NextRefresh))
@@ -335,12 +315,12 @@ func TestEventsComeInOrderOneAtATimeAndRefreshingDoesNotWaitForThem(t *testing.T
 }
 
 // manyCertificates adds n certificates that nobody is asked about, after one round for each.
-func manyCertificates(t testing.TB, n int) *Stapler {
+func manyCertificates(t testing.TB, n int) *staple.Stapler {
 	serial := new(big.Int).SetBytes(bytes.Repeat([]byte{0x5a}, 16))
-	template := testCA().Leaf(stapletest.LeafOptions{Serial: serial, OmitIssuer: true}).Leaf
+	template := world.CA().Leaf(stapletest.LeafOptions{Serial: serial, OmitIssuer: true}).Leaf
 	at := bytes.Index(template.Raw, serial.Bytes())
 	require.Positive(t, at)
-	s := &Stapler{Fetcher: nobody{}, Logger: slog.New(slog.DiscardHandler)}
+	s := &staple.Stapler{Fetcher: nobody{}, Logger: slog.New(slog.DiscardHandler)}
 	t.Cleanup(func() { s.Close() })
 	for i := range n {
 		leaf := *template // its signature is now wrong, which nobody looks at
@@ -356,17 +336,17 @@ func manyCertificates(t testing.TB, n int) *Stapler {
 // A nobody knows no responder.
 type nobody struct{}
 
-func (nobody) Fetch(context.Context, *Request) ([]byte, error) {
+func (nobody) Fetch(context.Context, *staple.Request) ([]byte, error) {
 	return nil, errors.New("asked without an issuer")
 }
 
 func (nobody) FetchIssuer(context.Context, *x509.Certificate) ([]*x509.Certificate, error) {
-	return nil, ErrNoResponder
+	return nil, staple.ErrNoResponder
 }
 
 func TestStatusDoesNotAllocate(t *testing.T) {
-	w := newWorld(t)
-	stapled := w.add(w.stapler(), w.leaf())
+	w := world.New(t)
+	stapled := w.Add(w.Stapler(), w.Leaf())
 	require.Zero(t, testing.AllocsPerRun(100, func() { stapled.Status() }))
 
 	const certificates = 10_000
@@ -374,7 +354,7 @@ func TestStatusDoesNotAllocate(t *testing.T) {
 	require.Len(t, all, certificates)
 	require.Zero(t, testing.AllocsPerRun(1, func() {
 		for _, c := range all {
-			if !errors.Is(c.Status().Err, ErrNoResponder) {
+			if !errors.Is(c.Status().Err, staple.ErrNoResponder) {
 				t.Error(c.Status().Err)
 			}
 		}
@@ -391,4 +371,73 @@ func BenchmarkStatus(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/certificates, "ns/certificate")
+}
+
+func TestOnEventMayCallEverythingButClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		done := make(chan error, 1)
+		var once sync.Once
+		s := w.Stapler(func(s *staple.Stapler) {
+			s.Concurrency = 1
+			s.OnEvent = func(e staple.Event) {
+				once.Do(func() {
+					time.Sleep(time.Second)
+					err := e.Certificate.Refresh(context.Background())
+					for c := range s.Certificates() {
+						c.Status()
+						c.Remove()
+					}
+					_, _ = s.Add(w.Leaf())
+					done <- err
+				})
+			}
+		})
+		_, err := s.Add(w.Leaf())
+		require.NoError(t, err)
+		require.NoError(t, <-done)
+		synctest.Wait()
+	})
+}
+
+func TestAnEventCarriesTheStatusJustAfterIt(t *testing.T) {
+	for _, life := range []time.Duration{2 * world.Day, 30 * world.Day} { // before, and after the next refresh
+		synctest.Test(t, func(t *testing.T) {
+			w := world.New(t)
+			c := w.Add(w.Stapler(), w.Leaf(func(o *stapletest.LeafOptions) { o.NotAfter = time.Now().Add(life) }))
+			synctest.Wait()
+			require.Equal(t, c.Status(), w.Log.Last().Status)
+		})
+	}
+}
+
+func TestALoggerMayAskForTheStatus(t *testing.T) {
+	w := world.New(t)
+	handler := &nosyHandler{Handler: slog.DiscardHandler}
+	s := w.Stapler(func(s *staple.Stapler) { s.Logger = slog.New(handler) })
+	c := w.Add(s, w.Leaf())
+	handler.about.Store(c)
+	done := make(chan error, 1)
+	go func() { done <- c.Refresh(t.Context()) }()
+	select {
+	case err := <-done:
+		require.NoError(t, err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("the engine calls the logger with its lock held")
+	}
+	require.Eventually(t, handler.asked.Load, 10*time.Second, time.Millisecond)
+}
+
+type nosyHandler struct {
+	slog.Handler
+	about atomic.Pointer[staple.Certificate]
+	asked atomic.Bool
+}
+
+func (h *nosyHandler) Enabled(context.Context, slog.Level) bool {
+	if c := h.about.Load(); c != nil {
+		c.Status()
+		h.asked.Store(true)
+	}
+	return true
 }

@@ -1,13 +1,11 @@
-package staple
+package staple_test
 
 import (
 	"context"
-	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -17,56 +15,22 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/world"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
 )
 
-// connect makes a connection over a pipe and returns what the client, or the
-// server, saw.
-func connect(t *testing.T, server, client *tls.Config) (clientState, serverState tls.ConnectionState, err error) {
-	t.Helper()
-	a, b := net.Pipe()
-	defer a.Close()
-	defer b.Close()
-	s := tls.Server(a, server)
-	serverErr := make(chan error, 1)
-	go func() {
-		err := s.HandshakeContext(t.Context())
-		if err != nil {
-			a.Close()
-		}
-		serverErr <- err
-	}()
-	c := tls.Client(b, client)
-	err = c.HandshakeContext(t.Context())
-	if err != nil {
-		b.Close()
-	}
-	if e := <-serverErr; e != nil {
-		err = errors.Join(err, e)
-	}
-	return c.ConnectionState(), s.ConnectionState(), err
-}
-
-func (w *world) client(name string) *tls.Config {
-	return &tls.Config{RootCAs: w.ca.Roots(), ServerName: name}
-}
-
-func names(names ...string) func(*stapletest.LeafOptions) {
-	return func(o *stapletest.LeafOptions) { o.Names = names }
-}
-
 func TestTLSConfigStaplesAndChoosesAsBaseDoes(t *testing.T) {
-	w := newWorld(t)
-	first := w.leaf(names("first.example.com", "*.wild.example.com"))
-	second := w.leaf(names("second.example.com", "deep.wild.example.com"))
-	forRSA := w.leaf(names("second.example.com"), func(o *stapletest.LeafOptions) { o.KeyType = stapletest.RSA2048 })
+	w := world.New(t)
+	first := w.Leaf(world.Names("first.example.com", "*.wild.example.com"))
+	second := w.Leaf(world.Names("second.example.com", "deep.wild.example.com"))
+	forRSA := w.Leaf(world.Names("second.example.com"), func(o *stapletest.LeafOptions) { o.KeyType = stapletest.RSA2048 })
 	all := []tls.Certificate{first, second, forRSA}
 	byCallback := func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		switch hello.ServerName {
@@ -105,7 +69,7 @@ func TestTLSConfigStaplesAndChoosesAsBaseDoes(t *testing.T) {
 		},
 	}
 	for name, base := range configs {
-		s := w.stapler()
+		s := w.Stapler()
 		wrapped := s.TLSConfig(base)
 		require.Nil(t, wrapped.Certificates)
 		for _, round := range []string{"at first", "later"} { // callbacks' certificates are known the second time
@@ -113,8 +77,8 @@ func TestTLSConfigStaplesAndChoosesAsBaseDoes(t *testing.T) {
 				for _, sni := range []string{"", "first.example.com", "FIRST.example.com", "second.example.com", "a.wild.example.com", "deep.wild.example.com", "x", "a.y", "refused.example.com", "none.example"} {
 					client := &tls.Config{ServerName: sni, InsecureSkipVerify: true}
 					edit(client)
-					want, _, wantErr := connect(t, base, client)
-					got, _, gotErr := connect(t, wrapped, client)
+					want, _, wantErr := world.Connect(t, base, client)
+					got, _, gotErr := world.Connect(t, wrapped, client)
 					require.Equal(t, wantErr == nil, gotErr == nil, "%s %s %s %q: %v, %v", name, round, clientName, sni, wantErr, gotErr)
 					if wantErr != nil {
 						require.Equal(t, wantErr.Error(), gotErr.Error())
@@ -128,40 +92,50 @@ func TestTLSConfigStaplesAndChoosesAsBaseDoes(t *testing.T) {
 					}
 				}
 			}
-			require.NoError(t, s.Wait(soon(t)))
+			require.NoError(t, s.Wait(world.Soon(t)))
 		}
 	}
 }
 
 func TestTLSConfigOfNothingServesWhatWasAdded(t *testing.T) {
-	w := newWorld(t)
-	s := w.stapler()
+	w := world.New(t)
+	s := w.Stapler()
 	config := s.TLSConfig(nil)
-	_, _, err := connect(t, config, w.client("a.example.com"))
-	_, _, want := connect(t, &tls.Config{}, w.client("a.example.com"))
+	_, _, err := world.Connect(t, config, w.Client("a.example.com"))
+	_, _, want := world.Connect(t, &tls.Config{}, w.Client("a.example.com"))
 	require.EqualError(t, err, want.Error())
 
-	a, b := w.leaf(names("a.example.com")), w.leaf(names("b.example.com"))
-	w.add(s, a)
-	second := w.add(s, b)
+	a, b := w.Leaf(world.Names("a.example.com")), w.Leaf(world.Names("b.example.com"))
+	w.Add(s, a)
+	second := w.Add(s, b)
 	for sni, want := range map[string]tls.Certificate{"a.example.com": a, "b.example.com": b, "c.example.com": a} {
-		client := w.client(sni)
+		client := w.Client(sni)
 		client.InsecureSkipVerify = true
-		got, _, err := connect(t, config, client)
+		got, _, err := world.Connect(t, config, client)
 		require.NoError(t, err)
 		require.Equal(t, want.Leaf.Raw, got.PeerCertificates[0].Raw)
 		require.NotEmpty(t, got.OCSPResponse)
 	}
 	second.Remove()
-	_, _, err = connect(t, config, w.client("b.example.com"))
+	_, _, err = world.Connect(t, config, w.Client("b.example.com"))
 	require.ErrorContains(t, err, "not b.example.com")
+}
+
+func TestTLSConfigOfEmptyCertificatesServesWhatWasAdded(t *testing.T) {
+	w := world.New(t)
+	s := w.Stapler()
+	c := w.Add(s, w.Leaf())
+	config := s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{}})
+	got, err := config.GetCertificate(&tls.ClientHelloInfo{})
+	require.NoError(t, err)
+	require.Same(t, c.TLS(), got)
 }
 
 func TestTLSConfigTwiceStaplesOnce(t *testing.T) {
 	for _, callback := range []bool{false, true} {
-		w := newWorld(t)
-		s := w.stapler()
-		cert := w.leaf()
+		w := world.New(t)
+		s := w.Stapler()
+		cert := w.Leaf()
 		base := &tls.Config{Certificates: []tls.Certificate{cert}}
 		if callback {
 			base = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }}
@@ -169,37 +143,63 @@ func TestTLSConfigTwiceStaplesOnce(t *testing.T) {
 		config := s.TLSConfig(s.TLSConfig(base))
 		defer runtime.KeepAlive(config)
 		for range 2 {
-			_, _, err := connect(t, config, w.client("www.example.com"))
+			_, _, err := world.Connect(t, config, w.Client("www.example.com"))
 			require.NoError(t, err)
-			require.NoError(t, s.Wait(soon(t)))
+			require.NoError(t, s.Wait(world.Soon(t)))
 		}
-		got, _, err := connect(t, config, w.client("www.example.com"))
+		got, _, err := world.Connect(t, config, w.Client("www.example.com"))
 		require.NoError(t, err)
 		require.NotEmpty(t, got.OCSPResponse)
-		require.Len(t, w.responder.Requests(nil), 1)
+		require.Len(t, w.Responder.Requests(nil), 1)
 	}
 }
 
+func TestTLSConfigTwiceWaitsAndCountsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		w.Responder.Set(nil, stapletest.Answer{Hang: true})
+		s := w.Stapler()
+		config := s.TLSConfig(s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{w.Leaf(world.MustStaple)}}))
+		start := time.Now()
+		_, err := config.GetCertificate(&tls.ClientHelloInfo{ServerName: "www.example.com"})
+		require.NoError(t, err)
+		require.Equal(t, 5*time.Second, time.Since(start))
+		for c := range s.Certificates() {
+			require.EqualValues(t, 1, c.Status().UnstapledHandshakes)
+		}
+
+		w.Responder.Set(nil, stapletest.Answer{Error: ocsp.TryLater})
+		c, err := s.Add(w.Leaf())
+		require.NoError(t, err)
+		config = s.TLSConfig(&tls.Config{GetCertificate: c.GetCertificate})
+		for range 10 {
+			_, err := config.GetCertificate(&tls.ClientHelloInfo{ServerName: "www.example.com"})
+			require.NoError(t, err)
+		}
+		require.EqualValues(t, 10, c.Status().UnstapledHandshakes)
+	})
+}
+
 func TestClientCertificatesAreStapled(t *testing.T) {
-	w := newWorld(t)
-	s := w.stapler()
-	cert := w.leaf()
+	w := world.New(t)
+	s := w.Stapler()
+	cert := w.Leaf()
 	for name, base := range map[string]*tls.Config{
 		"Certificates": {Certificates: []tls.Certificate{cert}},
 		"GetClientCertificate": {GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return &cert, nil
 		}},
 	} {
-		base.RootCAs, base.ServerName = w.ca.Roots(), "www.example.com"
+		base.RootCAs, base.ServerName = w.CA.Roots(), "www.example.com"
 		wrapped := s.TLSConfig(base)
-		_ = s.Wait(soon(t))
-		server := &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: w.ca.Roots()}
+		_ = s.Wait(world.Soon(t))
+		server := &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: w.CA.Roots()}
 		for range 2 {
-			_, _, err := connect(t, server, wrapped)
+			_, _, err := world.Connect(t, server, wrapped)
 			require.NoError(t, err)
-			require.NoError(t, s.Wait(soon(t)))
+			require.NoError(t, s.Wait(world.Soon(t)))
 		}
-		_, got, err := connect(t, server, wrapped)
+		_, got, err := world.Connect(t, server, wrapped)
 		require.NoError(t, err)
 		require.NotEmpty(t, got.OCSPResponse, name)
 
@@ -207,8 +207,8 @@ func TestClientCertificatesAreStapled(t *testing.T) {
 		server.ClientAuth, server.ClientCAs = tls.RequestClientCert, x509.NewCertPool()
 		other := stapletest.NewCA(stapletest.CAOptions{Name: "another"})
 		server.ClientCAs.AddCert(other.Root)
-		_, got, err = connect(t, server, wrapped)
-		_, want, wantErr := connect(t, server, base)
+		_, got, err = world.Connect(t, server, wrapped)
+		_, want, wantErr := world.Connect(t, server, base)
 		require.Equal(t, wantErr == nil, err == nil)
 		require.Equal(t, want.PeerCertificates, got.PeerCertificates)
 	}
@@ -219,9 +219,9 @@ func TestAMustStapleHandshakeWaitsForTheFirstRoundOnly(t *testing.T) {
 	for _, from := range []string{"Certificates", "a callback", "GetConfigForClient", "Add", "a later Add"} {
 		t.Run("from "+from, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
-				cert := w.leaf(mustStapleLeaf)
-				s := w.stapler()
+				w := world.New(t)
+				cert := w.Leaf(world.MustStaple)
+				s := w.Stapler()
 				base := map[string]*tls.Config{
 					"Certificates": {Certificates: []tls.Certificate{cert}},
 					"a callback": {GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -231,7 +231,7 @@ func TestAMustStapleHandshakeWaitsForTheFirstRoundOnly(t *testing.T) {
 						return &tls.Config{Certificates: []tls.Certificate{cert}}, nil
 					}},
 				}[from]
-				add := func(s *Stapler, base *tls.Config) *tls.Config {
+				add := func(s *staple.Stapler, base *tls.Config) *tls.Config {
 					if from == "Add" {
 						_, err := s.Add(cert)
 						require.NoError(t, err)
@@ -244,38 +244,38 @@ func TestAMustStapleHandshakeWaitsForTheFirstRoundOnly(t *testing.T) {
 					}
 					return config
 				}
-				w.responder.Set(nil, stapletest.Answer{Delay: 3 * time.Second})
+				w.Responder.Set(nil, stapletest.Answer{Delay: 3 * time.Second})
 				config := add(s, base)
 				var wg sync.WaitGroup
 				for range 10 {
 					wg.Go(func() {
 						start := time.Now()
-						got, _, err := connect(t, config, w.client("www.example.com"))
+						got, _, err := world.Connect(t, config, w.Client("www.example.com"))
 						require.NoError(t, err)
 						require.NotEmpty(t, got.OCSPResponse)
 						require.Equal(t, 3*time.Second, time.Since(start).Round(time.Second))
 					})
 				}
 				wg.Wait()
-				require.Len(t, w.responder.Requests(nil), 1)
+				require.Len(t, w.Responder.Requests(nil), 1)
 
-				w.responder.Set(nil, stapletest.Answer{Hang: true})
-				s = w.stapler()
+				w.Responder.Set(nil, stapletest.Answer{Hang: true})
+				s = w.Stapler()
 				config = add(s, base)
 				for i, want := range []time.Duration{5 * time.Second, 0, 0} {
 					start := time.Now()
-					got, _, err := connect(t, config, w.client("www.example.com"))
+					got, _, err := world.Connect(t, config, w.Client("www.example.com"))
 					require.NoError(t, err)
 					require.Empty(t, got.OCSPResponse)
 					require.Equal(t, want, time.Since(start).Round(time.Second), "handshake %d", i)
 				}
 
 				// An answer that cannot be stapled ends the wait, too.
-				w.responder.Set(nil, stapletest.Answer{Error: ocsp.TryLater, Delay: time.Second})
-				s = w.stapler(func(s *Stapler) { s.RequireStaple = true })
+				w.Responder.Set(nil, stapletest.Answer{Error: ocsp.TryLater, Delay: time.Second})
+				s = w.Stapler(func(s *staple.Stapler) { s.RequireStaple = true })
 				config = add(s, base)
 				start := time.Now()
-				_, _, err := connect(t, config, w.client("www.example.com"))
+				_, _, err := world.Connect(t, config, w.Client("www.example.com"))
 				require.ErrorContains(t, err, "Must-Staple")
 				require.Equal(t, time.Second, time.Since(start).Round(time.Second))
 			})
@@ -285,10 +285,10 @@ func TestAMustStapleHandshakeWaitsForTheFirstRoundOnly(t *testing.T) {
 
 func TestNoMoreThan256HandshakesWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.responder.Set(nil, stapletest.Answer{Hang: true})
-		s := w.stapler()
-		config := s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{w.leaf(mustStapleLeaf)}})
+		w := world.New(t)
+		w.Responder.Set(nil, stapletest.Answer{Hang: true})
+		s := w.Stapler()
+		config := s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{w.Leaf(world.MustStaple)}})
 		defer runtime.KeepAlive(config)
 		var mu sync.Mutex
 		waited := make(map[time.Duration]int)
@@ -310,10 +310,10 @@ func TestNoMoreThan256HandshakesWait(t *testing.T) {
 
 func TestOrdinaryHandshakesNeverWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.responder.Set(nil, stapletest.Answer{Hang: true})
-		cert, must := w.leaf(), w.leaf(mustStapleLeaf)
-		s := w.stapler()
+		w := world.New(t)
+		w.Responder.Set(nil, stapletest.Answer{Hang: true})
+		cert, must := w.Leaf(), w.Leaf(world.MustStaple)
+		s := w.Stapler()
 		start := time.Now()
 		for _, base := range []*tls.Config{
 			{Certificates: []tls.Certificate{cert}},
@@ -321,7 +321,7 @@ func TestOrdinaryHandshakesNeverWait(t *testing.T) {
 		} {
 			config := s.TLSConfig(base)
 			for range 3 {
-				_, _, err := connect(t, config, w.client("www.example.com"))
+				_, _, err := world.Connect(t, config, w.Client("www.example.com"))
 				require.NoError(t, err)
 			}
 		}
@@ -333,174 +333,19 @@ func TestOrdinaryHandshakesNeverWait(t *testing.T) {
 	})
 }
 
-func TestCallbackCertificatesAreRecognizedByTheirLeaf(t *testing.T) {
-	w := newWorld(t)
-	s := w.stapler()
-	a, b := w.leaf(), w.leaf()
-	current := a
-	config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &current, nil }})
-	defer runtime.KeepAlive(config)
-	check := func(want tls.Certificate) {
-		for range 2 {
-			_, _, err := connect(t, config, w.client("www.example.com"))
-			require.NoError(t, err)
-			require.NoError(t, s.Wait(soon(t)))
-		}
-		got, _, err := connect(t, config, w.client("www.example.com"))
-		require.NoError(t, err)
-		require.Equal(t, want.Leaf.Raw, got.PeerCertificates[0].Raw)
-		r, _, err := new(ResponseVerifier).Verify(got.OCSPResponse, want.Leaf, w.ca.Issuer, time.Now())
-		require.NoError(t, err)
-		require.Equal(t, want.Leaf.SerialNumber, r.SerialNumber)
-	}
-	check(a)
-	current = b // the same variable: its address says nothing
-	check(b)
-	current = a
-	current.Certificate = [][]byte{slices.Clone(a.Certificate[0]), a.Certificate[1]} // read from its file again
-	check(a)
-	require.Len(t, w.responder.Requests(nil), 2)
-	require.Empty(t, current.OCSPStaple)
-	require.Len(t, slices.Collect(s.Certificates()), 2)
-}
-
-func TestCallbackCertificatesAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		key := w.leaf().PrivateKey
-		var leaves []tls.Certificate
-		for i := range 250 {
-			leaves = append(leaves, w.leaf(names("n"+strconv.Itoa(i)+".example.com"), func(o *stapletest.LeafOptions) {
-				o.Key = key.(crypto.Signer)
-			}))
-		}
-		s := w.stapler()
-		var next *tls.Certificate
-		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return next, nil }})
-		defer runtime.KeepAlive(config)
-		all := func() {
-			for i := range leaves {
-				next = &leaves[i]
-				got, err := config.GetCertificate(&tls.ClientHelloInfo{})
-				require.NoError(t, err)
-				require.Equal(t, next.Certificate, got.Certificate)
-			}
-		}
-		for second, want := range []int{100, 200, 250, 250} {
-			all()
-			require.Len(t, slices.Collect(s.Certificates()), want, "second %d", second)
-			time.Sleep(time.Second)
-		}
-		synctest.Wait()
-		require.Len(t, w.responder.Requests(nil), 250)
-		next = &leaves[7]
-		for range 23 {
-			time.Sleep(time.Hour)
-			_, err := config.GetCertificate(&tls.ClientHelloInfo{})
-			require.NoError(t, err)
-		}
-		require.Len(t, slices.Collect(s.Certificates()), 250)
-		time.Sleep(2 * time.Hour)
-		left := slices.Collect(s.Certificates())
-		require.Len(t, left, 1)
-		require.Equal(t, next.Leaf.Raw, left[0].Status().Leaf.Raw)
-		n := len(w.responder.Requests(nil))
-		time.Sleep(30 * 24 * time.Hour)
-		require.Len(t, w.responder.Requests(nil), n)
-		require.Empty(t, slices.Collect(s.Certificates()))
-	})
-}
-
-// A server's struct often holds both the configuration and what the Stapler calls.
-func TestAStaplerIsFreedThoughItsFetcherLeadsToItsConfiguration(t *testing.T) {
-	w := newWorld(t)
-	var freed atomic.Bool
-	func() {
-		var server struct {
-			config *tls.Config
-			certs  []tls.Certificate
-		}
-		server.certs = []tls.Certificate{w.leaf(), w.leaf(names("second.example.com"))}
-		inner := &tls.Config{Certificates: server.certs}
-		s := &Stapler{Logger: slog.New(slog.DiscardHandler), Fetcher: FetcherFunc(func(_ context.Context, req *Request) ([]byte, error) {
-			runtime.KeepAlive(&server)
-			return w.responder.Response(req.Leaf), nil
-		})}
-		server.config = s.TLSConfig(&tls.Config{
-			Certificates:       slices.Clone(server.certs),
-			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return inner, nil },
-		})
-		_, _, err := connect(t, server.config, w.client("second.example.com"))
-		require.NoError(t, err)
-		require.NoError(t, s.Wait(soon(t)))
-		s.Close()
-		runtime.AddCleanup(s.engine, func(int) { freed.Store(true) }, 0)
-	}()
-	require.Eventually(t, func() bool {
-		runtime.GC()
-		return freed.Load()
-	}, 10*time.Second, 10*time.Millisecond)
-}
-
-func TestConfigurationsThatAreGoneAreForgottenWithoutAnyCertificate(t *testing.T) {
-	w := newWorld(t)
-	s := w.stapler()
-	released := func() int {
-		l := &s.engine.released
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return len(l.owners)
-	}
-	for range 100 {
-		s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, nil }})
-	}
-	require.Eventually(t, func() bool {
-		runtime.GC()
-		return released() > 50
-	}, 10*time.Second, 10*time.Millisecond)
-	s.TLSConfig(nil)
-	require.Less(t, released(), 50)
-}
-
-func TestNoHandshakeWaitsForTheEngine(t *testing.T) {
-	w := newWorld(t)
-	for name, cert := range map[string]tls.Certificate{
-		"stapled":                 w.leaf(),
-		"that names no responder": w.leaf(func(o *stapletest.LeafOptions) { o.Responders = []string{} }),
-	} {
-		for how, base := range map[string]*tls.Config{
-			"by a callback": {GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }},
-			"of the base":   {Certificates: []tls.Certificate{cert}},
-		} {
-			t.Run("a certificate "+name+" "+how, func(t *testing.T) {
-				s := w.stapler()
-				config := s.TLSConfig(base)
-				hello := helloOf(t, w.client("www.example.com"))
-				_, err := config.GetCertificate(hello)
-				require.NoError(t, err)
-				_ = s.Wait(soon(t))
-				s.engine.mu.Lock()
-				defer s.engine.mu.Unlock()
-				_, err = config.GetCertificate(hello) // or this is a deadlock
-				require.NoError(t, err)
-			})
-		}
-	}
-}
-
 func TestAConfigurationThatIsGoneIsNotRefreshed(t *testing.T) {
-	w := newWorld(t)
-	s := w.stapler()
-	cert := w.leaf()
-	kept := s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{w.leaf(names("kept.example.com"))}})
+	w := world.New(t)
+	s := w.Stapler()
+	cert := w.Leaf()
+	kept := s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{w.Leaf(world.Names("kept.example.com"))}})
 	gone := s.TLSConfig(&tls.Config{
-		Certificates:   []tls.Certificate{w.leaf(names("gone.example.com"))},
+		Certificates:   []tls.Certificate{w.Leaf(world.Names("gone.example.com"))},
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil },
 	})
 	clone := gone.Clone()
-	_, _, err := connect(t, gone, w.client("www.example.com"))
+	_, _, err := world.Connect(t, gone, w.Client("www.example.com"))
 	require.NoError(t, err)
-	require.NoError(t, s.Wait(soon(t)))
+	require.NoError(t, s.Wait(world.Soon(t)))
 	runtime.GC()
 	runtime.GC()
 	require.Len(t, slices.Collect(s.Certificates()), 3)
@@ -519,30 +364,30 @@ func TestAConfigurationThatIsGoneIsNotRefreshed(t *testing.T) {
 }
 
 func TestSessionTicketKeysOfGetConfigForClientTakeEffectAtOnce(t *testing.T) {
-	w := newWorld(t)
-	s := w.stapler()
-	inner := &tls.Config{Certificates: []tls.Certificate{w.leaf()}}
+	w := world.New(t)
+	s := w.Stapler()
+	inner := &tls.Config{Certificates: []tls.Certificate{w.Leaf()}}
 	inner.SetSessionTicketKeys([][32]byte{{1}})
 	config := s.TLSConfig(&tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return inner, nil }})
-	client := w.client("www.example.com")
+	client := w.Client("www.example.com")
 	client.MaxVersion = tls.VersionTLS12
 	client.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 	for i, resumed := range []bool{false, true, false} {
 		if i == 2 {
 			inner.SetSessionTicketKeys([][32]byte{{2}})
 		}
-		got, _, err := connect(t, config, client)
+		got, _, err := world.Connect(t, config, client)
 		require.NoError(t, err)
 		require.Equal(t, resumed, got.DidResume, "handshake %d", i)
 	}
 }
 
 func TestTheWaysAroundAWrappedConfiguration(t *testing.T) {
-	w := newWorld(t)
-	s := w.stapler()
-	cert := w.leaf(names("127.0.0.1", "example.com"))
+	w := world.New(t)
+	s := w.Stapler()
+	cert := w.Leaf(world.Names("127.0.0.1", "example.com"))
 	config := s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{cert}})
-	require.NoError(t, s.Wait(soon(t)))
+	require.NoError(t, s.Wait(world.Soon(t)))
 	seen := func(addr string, roots *x509.CertPool, name string) tls.ConnectionState {
 		conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, ServerName: name})
 		require.NoError(t, err)
@@ -584,11 +429,26 @@ func TestTheWaysAroundAWrappedConfiguration(t *testing.T) {
 	}
 }
 
+func writePair(t *testing.T, cert tls.Certificate) (certFile, keyFile string) {
+	t.Helper()
+	dir := t.TempDir()
+	var chain []byte
+	for _, der := range cert.Certificate {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	require.NoError(t, err)
+	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	require.NoError(t, os.WriteFile(certFile, chain, 0o600))
+	require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600))
+	return certFile, keyFile
+}
+
 func TestAddAndRemoveUnderLoad(t *testing.T) {
-	w := newWorld(t)
-	s := w.stapler()
-	cert := w.leaf()
-	w.add(s, cert)
+	w := world.New(t)
+	s := w.Stapler()
+	cert := w.Leaf()
+	w.Add(s, cert)
 	config := s.TLSConfig(nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
@@ -614,264 +474,5 @@ func TestAddAndRemoveUnderLoad(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	require.Len(t, w.responder.Requests(nil), 1)
-}
-
-func writePair(t *testing.T, cert tls.Certificate) (certFile, keyFile string) {
-	t.Helper()
-	dir := t.TempDir()
-	var chain []byte
-	for _, der := range cert.Certificate {
-		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	}
-	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
-	require.NoError(t, err)
-	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	require.NoError(t, os.WriteFile(certFile, chain, 0o600))
-	require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600))
-	return certFile, keyFile
-}
-
-func TestTLSConfigTwiceWaitsAndCountsOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.responder.Set(nil, stapletest.Answer{Hang: true})
-		s := w.stapler()
-		config := s.TLSConfig(s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{w.leaf(mustStapleLeaf)}}))
-		start := time.Now()
-		_, err := config.GetCertificate(&tls.ClientHelloInfo{ServerName: "www.example.com"})
-		require.NoError(t, err)
-		require.Equal(t, 5*time.Second, time.Since(start))
-		for c := range s.Certificates() {
-			require.EqualValues(t, 1, c.Status().UnstapledHandshakes)
-		}
-
-		w.responder.Set(nil, stapletest.Answer{Error: ocsp.TryLater})
-		c, err := s.Add(w.leaf())
-		require.NoError(t, err)
-		config = s.TLSConfig(&tls.Config{GetCertificate: c.GetCertificate})
-		for range 10 {
-			_, err := config.GetCertificate(&tls.ClientHelloInfo{ServerName: "www.example.com"})
-			require.NoError(t, err)
-		}
-		require.EqualValues(t, 10, c.Status().UnstapledHandshakes)
-	})
-}
-
-func TestTLSConfigOfEmptyCertificatesServesWhatWasAdded(t *testing.T) {
-	w := newWorld(t)
-	s := w.stapler()
-	c := w.add(s, w.leaf())
-	config := s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{}})
-	got, err := config.GetCertificate(&tls.ClientHelloInfo{})
-	require.NoError(t, err)
-	require.Same(t, c.TLS(), got)
-}
-
-func TestAnIssuerThatACallbackBringsLaterIsUsed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		full := w.leaf()
-		bare := full
-		bare.Certificate = [][]byte{slices.Clone(full.Certificate[0])}
-		current := &bare
-		s := w.stapler()
-		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return current, nil }})
-		defer runtime.KeepAlive(config)
-		handshake := func() []byte {
-			got, err := config.GetCertificate(&tls.ClientHelloInfo{})
-			require.NoError(t, err)
-			return got.OCSPStaple
-		}
-		require.Empty(t, handshake())
-		time.Sleep(time.Minute)
-		require.Empty(t, handshake())
-		current = &full
-		handshake()
-		time.Sleep(time.Minute)
-		require.NotEmpty(t, handshake())
-		require.Len(t, slices.Collect(s.Certificates()), 1)
-	})
-}
-
-func TestACallbackCertificateWhoseResponseIsCachedNeedNotWaitForTheHost(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		cache := NewMemoryCache()
-		w.responder.Set(nil, stapletest.Answer{HTTPStatus: 503, Header: http.Header{"Retry-After": {"3600"}}})
-		s := w.stapler(func(s *Stapler) { s.Cache = cache })
-		_, err := s.Add(w.leaf())
-		require.NoError(t, err)
-		time.Sleep(time.Second)
-		n := len(w.responder.Requests(nil))
-
-		cert := w.leaf()
-		require.NoError(t, cache.Put(t.Context(), cacheKeyOf(cert.Leaf), w.responderOf(cert.Leaf))) // as another process
-		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }})
-		_, err = config.GetCertificate(&tls.ClientHelloInfo{})
-		require.NoError(t, err)
-		time.Sleep(time.Second)
-		got, err := config.GetCertificate(&tls.ClientHelloInfo{})
-		require.NoError(t, err)
-		require.NotEmpty(t, got.OCSPStaple)
-		require.Len(t, w.responder.Requests(nil), n)
-	})
-}
-
-func TestAnExpiredCallbackCertificateIsForgotten(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		cert := w.leaf(func(o *stapletest.LeafOptions) { o.NotAfter = time.Now().Add(-time.Hour) })
-		s := w.stapler()
-		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }})
-		_, err := config.GetCertificate(&tls.ClientHelloInfo{})
-		require.NoError(t, err)
-		time.Sleep(23 * time.Hour)
-		require.Len(t, slices.Collect(s.Certificates()), 1)
-		time.Sleep(2 * time.Hour)
-		require.Empty(t, slices.Collect(s.Certificates()))
-		runtime.KeepAlive(config)
-	})
-}
-
-func TestAHundredNewCallbackCertificatesAreTakenInAnySecond(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		key := w.leaf().PrivateKey
-		s := w.stapler()
-		var next tls.Certificate
-		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &next, nil }})
-		defer runtime.KeepAlive(config)
-		start := time.Now()
-		for _, step := range []struct {
-			at   time.Duration
-			want int
-		}{
-			{500 * time.Millisecond, 60},
-			{1200 * time.Millisecond, 100},
-			{1499 * time.Millisecond, 100},
-			{1500 * time.Millisecond, 160}, // the first 60 are a second ago
-			{2199 * time.Millisecond, 160},
-			{2200 * time.Millisecond, 200},
-		} {
-			time.Sleep(step.at - time.Since(start))
-			for i := range 60 {
-				next = w.leaf(names(strconv.Itoa(i)+"."+step.at.String()+".example.com"), sameKey(key))
-				_, err := config.GetCertificate(&tls.ClientHelloInfo{})
-				require.NoError(t, err)
-			}
-			require.Len(t, slices.Collect(s.Certificates()), step.want, step.at)
-		}
-	})
-}
-
-func TestCloseDuringHandshakesThatBringStaples(t *testing.T) {
-	w := newWorld(t)
-	cert := w.leaf()
-	var staples [][]byte // each newer than the one before
-	for i := range 11 {
-		r := stapletest.NewResponse(w.ca, cert.Leaf)
-		r.Singles[0].ThisUpdate = r.Singles[0].ThisUpdate.Add(time.Duration(i-11) * time.Second)
-		staples = append(staples, r.DER())
-	}
-	for range 100 {
-		var n atomic.Int32
-		s := w.stapler()
-		config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			c := cert
-			c.OCSPStaple = staples[n.Add(1)-1]
-			return &c, nil
-		}})
-		handshake := func() {
-			_, err := config.GetCertificate(&tls.ClientHelloInfo{})
-			require.NoError(t, err)
-		}
-		handshake()
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			for range 10 {
-				handshake()
-			}
-		})
-		require.NoError(t, s.Close())
-		told := len(w.log.kinds())
-		wg.Wait()
-		require.Len(t, w.log.kinds(), told, "an event after Close")
-	}
-}
-
-func TestEverythingAtOnce(t *testing.T) {
-	w := newWorld(t)
-	s := w.stapler(func(s *Stapler) {
-		s.Cache = NewMemoryCache()
-		s.OnEvent = func(e Event) {
-			e.Certificate.Status()
-			_ = slices.Collect(s.Certificates())
-			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
-			defer cancel()
-			_ = e.Certificate.Refresh(ctx)
-		}
-	})
-	key := w.leaf().PrivateKey
-	var certs []tls.Certificate
-	for i := range 20 {
-		certs = append(certs, w.leaf(names(strconv.Itoa(i)+".example.com"), sameKey(key)))
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	var wg sync.WaitGroup
-	for worker := range 6 {
-		wg.Go(func() {
-			n := worker
-			config := s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-				cert := certs[n%len(certs)]
-				if n%3 == 0 {
-					cert.OCSPStaple = w.responder.Response(cert.Leaf)
-				}
-				return &cert, nil
-			}})
-			for ; ctx.Err() == nil; n++ {
-				got, err := config.GetCertificate(&tls.ClientHelloInfo{})
-				require.NoError(t, err)
-				require.Equal(t, certs[n%len(certs)].Certificate, got.Certificate)
-				switch n % 7 {
-				case 0:
-					c, err := s.Add(certs[n%len(certs)])
-					require.NoError(t, err)
-					c.Status()
-					c.Remove()
-				case 1:
-					_, err := s.TLSConfig(&tls.Config{Certificates: certs[:3]}).GetCertificate(&tls.ClientHelloInfo{ServerName: "1.example.com"})
-					require.NoError(t, err)
-				case 2:
-					for c := range s.Certificates() {
-						if n%5 == 0 {
-							c.Remove()
-						}
-					}
-				case 3:
-					ctx, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
-					_ = s.Wait(ctx)
-					cancel()
-				case 4:
-					if n%50 == 0 {
-						runtime.GC()
-					}
-				}
-			}
-		})
-	}
-	wg.Wait()
-	require.NoError(t, s.Wait(soon(t)))
-	g := s.engine
-	g.mu.Lock()
-	for i, e := range g.later {
-		require.Equal(t, i, e.index)
-		require.False(t, i > 0 && e.wake().Before(g.later[(i-1)/2].wake()), "the heap is out of order")
-	}
-	for _, e := range g.entries {
-		require.True(t, e.busy || e.queued || !e.due.IsZero(), "nobody looks after a certificate: %v", e.err)
-	}
-	g.mu.Unlock()
-	require.NoError(t, s.Close())
+	require.Len(t, w.Responder.Requests(nil), 1)
 }

@@ -1,10 +1,11 @@
-package staple
+package whole
 
 import (
 	"os"
 	"os/exec"
 	"testing"
 
+	"github.com/go-staple/staple/internal/world"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
 )
@@ -20,7 +21,7 @@ func TestFIPS140OnlyMode(t *testing.T) {
 		require.NoError(t, err, "%s", out)
 		return
 	}
-	w := newWorld(t)
-	c := w.add(w.stapler(), w.leaf())
-	requireStaple(t, c, ocsp.Good)
+	w := world.New(t)
+	c := w.Add(w.Stapler(), w.Leaf())
+	world.RequireStaple(t, c, ocsp.Good)
 }
