@@ -1,17 +1,29 @@
-// Package whole tests package staple as a whole, through what it exports: a year of outages, garbage and restarts in
-// a bubble of simulated time, thousands of certificates at once, and configurations against those of crypto/tls (the
-// differential test).
+// Package whole tests package staple as a whole, through what it exports, in all weathers:
+//
+//	year*          a simulated year of outages, garbage, revocations, restarts and a failing disk, and its table
+//	load           thousands of certificates that came together, and how often responders are asked
+//	outage, hosts  responders that fail, hang, ask for patience, and come back
+//	clock          a wall clock that is set, and a machine that slept
+//	fleet          processes that share a cache, with a lock and without
+//	cache          caches that fail, hang, are slow, or full
+//	dircache, crash, processes
+//	               real processes on one DirCache, many of which are killed
+//	differential*  what TLSConfig returns against crypto/tls, with configurations and clients drawn by chance
+//	listener, openssl, close, fips
+//	               real sockets, openssl as CA, responder and client, what is left after Close, and FIPS 140-only mode
 //
 // Most of it is a sample of what it can be. For more:
 //
-//	STAPLE_YEAR=1 go test -v -timeout 0 -run TestAYearWithoutABadStaple ./internal/whole # twenty worlds in place of two
-//	go test ./internal/whole -run '^TestDifferential$' -timeout 0 -pairs 200000 -seed 2
+//	STAPLE_YEAR=1 go test ./internal/whole -v -timeout 0 -run '^TestAYear' # twenty worlds in place of two
+//	go test ./internal/whole -timeout 0 -run '^TestDifferential$' -pairs 200000 -seed 2
 //	go test ./internal/whole -run '^TestDifferential$' -seed 2 -pair 4711 # one pair, to reproduce a finding
 //
-// The flags must come after the package's path. With -short or -race the year is a month, and there are fewer
-// certificates.
+// The flags must come after the package's path. With -short or -race the year is a month, there are fewer
+// certificates, and processes are killed for a shorter time. STAPLE_REQUIRE_PEERS=1 makes tests fail that lack a
+// program, which are skipped otherwise.
 //
 // These tests stand apart because they take long, and because they may know nothing of how the Stapler is made:
-// whatever is behind its methods, they stay as they are. What they have in common with the root's tests is in
-// internal/world.
+// whatever is behind its methods, they stay as they are. Where one needs a number that has no name outside, it says
+// where that comes from. What these tests have in common with those of the root is in internal/world; what is about one
+// method or field stands beside it in the root.
 package whole

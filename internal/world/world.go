@@ -29,7 +29,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Day is how long responses without nextUpdate count, and what tests count in.
+// Day is 24 hours, in which tests count.
 const Day = 24 * time.Hour
 
 // ResponderURL is the responder that leaves name unless they are told otherwise.
