@@ -18,8 +18,8 @@
 //	go test ./internal/whole -timeout 0 -run '^TestDifferential$' -pairs 200000 -seed 2
 //	go test ./internal/whole -run '^TestDifferential$' -seed 2 -pair 4711 # one pair, to reproduce a finding
 //
-// The flags must come after the package's path. With -short or -race the year is a month, there are fewer
-// certificates, and processes are killed for a shorter time. STAPLE_REQUIRE_PEERS=1 makes tests fail that lack a
+// The flags must come after the package's path. With -short or -race the year is a month, and there are
+// fewer certificates. STAPLE_REQUIRE_PEERS=1 makes tests fail that lack a
 // program, which are skipped otherwise.
 //
 // These tests stand apart because they take long, and because they may know nothing of how the Stapler is made:
