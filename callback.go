@@ -118,7 +118,7 @@ func (g *engine) recognize(cert *tls.Certificate, o *owner) *sighting {
 		return nil
 	}
 	if len(cert.OCSPStaple) > 0 {
-		g.adoptCarried(c.entry, g.localIssuer(c.entry))
+		c.entry.adoptCarried(c.entry.localIssuer())
 	}
 	g.launch(c)
 	s := &sighting{handle: c, key: key, leaf: der, last: now, until: now.Add(mustStapleFor), carried: cert.OCSPStaple}
@@ -303,7 +303,7 @@ func (g *engine) heed(s *sighting, cert *tls.Certificate) {
 	t.mu.Unlock()
 	c := s.handle
 	e := c.entry
-	issuer := g.localIssuer(e)
+	issuer := e.localIssuer()
 	if issuer == nil {
 		g.mu.Lock()
 		if end := carriedEnd(cert.OCSPStaple, e.leaf); e.held == nil && !end.IsZero() {
@@ -313,9 +313,9 @@ func (g *engine) heed(s *sighting, cert *tls.Certificate) {
 		g.mu.Unlock()
 		return
 	}
-	if r, err := g.verify(e, issuer, cert.OCSPStaple); err == nil {
+	if r, err := e.verify(issuer, cert.OCSPStaple); err == nil {
 		g.mu.Lock()
-		g.adopt(e, r, false)
+		e.adopt(r, false)
 		g.mu.Unlock()
 	}
 }

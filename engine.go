@@ -1,14 +1,9 @@
 package staple
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
-	"errors"
-	"fmt"
 	"iter"
 	"log/slog"
 	"runtime"
@@ -17,16 +12,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-staple/staple/internal/quiet"
+	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/wall"
-	"golang.org/x/crypto/ocsp"
 )
 
 const (
-	preloadTimeout = time.Second      // for the cache, before Add and TLSConfig return
-	storeTimeout   = 5 * time.Second  // for one call of the cache, and for those that Close waits for
-	fetchTimeout   = 30 * time.Second // for one Fetch or FetchIssuer
-	leaseTTL       = 10 * time.Second // of the lock among processes
-	maxDeferrals   = 30               // looks at a lock that another process has, a tenth of leaseTTL apart, before going on without
+	preloadTimeout = time.Second     // for the cache, before Add and TLSConfig return
+	storeTimeout   = 5 * time.Second // for one call of the cache, and for those that Close waits for
 )
 
 // An engine is a Stapler at work: its fields as they were at first use, what it
@@ -59,8 +52,9 @@ type engine struct {
 
 	registered map[*owner][]*Certificate // the handles of Certificates of configurations
 
-	schedule
-	notices
+	schedule *schedule.Schedule
+	driver   driver
+	notices  notices
 
 	kinds    kindTable
 	arrays   arrays
@@ -68,6 +62,7 @@ type engine struct {
 	released releaseList
 
 	trouble trouble // of the cache
+	spoken  quiet.Limiter[EventKind]
 }
 
 func newEngine(s *Stapler) *engine {
@@ -95,7 +90,8 @@ func newEngine(s *Stapler) *engine {
 	g.locker, _ = g.cache.(Locker)
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.store = context.WithoutCancel(g.ctx)
-	g.schedule.init(s.Concurrency)
+	g.schedule = newSchedule(s.Concurrency, s.Cache != nil)
+	g.driver.engine = g
 	g.seen.init()
 	return g
 }
@@ -108,89 +104,32 @@ func (g *engine) close() {
 		g.store, cancel = context.WithTimeout(g.store, storeTimeout)
 		defer cancel()
 		g.cancel()
-		g.disarm()
+		g.driver.disarm()
 		for _, e := range g.entries {
-			e.due, e.warn = time.Time{}, time.Time{}
 			e.changed.broadcast()
 		}
 	}
 	g.mu.Unlock()
 	g.wg.Wait()
 	g.mu.Lock()
-	g.silent = true
+	g.notices.silent = true
 	g.mu.Unlock()
 	if f, ok := g.fetcher.(*HTTPFetcher); ok {
 		f.closeIdle()
 	}
 }
 
-// An entry is what the engine knows of one leaf, however many handles it has.
-type entry struct {
-	engine     *engine
-	key        [sha256.Size]byte // of the leaf's DER
-	leaf       *x509.Certificate
-	until      int64 // in Unix microseconds: how long handshakes wait for the first round of a Must-Staple certificate, at least
-	unstapled  atomic.Uint64
-	waiting    atomic.Int32 // handshakes that wait for the first round
-	mustStaple bool
-
-	issuerKnown atomic.Bool
-	plain       atomic.Bool // there has been a handle whose certificates a callback may return
-
-	// Guarded by engine.mu.
-	handles     []*Certificate // oldest first
-	issuer      *x509.Certificate
-	carried     [][]byte  // staples that came with the handles and are still to be verified
-	held        *response // the newest accepted, also past its end; nil: none yet
-	gone        bool      // no handle is left
-	stored      bool      // the cache has it
-	final       bool      // no further rounds: err tells why
-	forced      bool      // Refresh was called
-	settled     bool      // the first round has ended
-	deferrals   uint8     // in a row, because another process had the lock
-	rounds      uint      // ended
-	failures    int
-	err         error
-	responder   string
-	lastAttempt time.Time
-	changed     signal
-	job
-}
-
-// A response is one that the Verifier accepted. It never changes.
-type response struct {
-	der                    []byte
-	thisUpdate, producedAt time.Time
-	until                  time.Time // by the Verifier
-	end                    time.Time // until, or the leaf's NotAfter if that is earlier
-	revoked                bool
-}
-
-// newer reports whether r supersedes old.
-func (r *response) newer(old *response) bool {
-	if c := r.thisUpdate.Compare(old.thisUpdate); c != 0 {
-		return c > 0
-	}
-	if c := r.producedAt.Compare(old.producedAt); c != 0 {
-		return c > 0
-	}
-	if c := r.end.Compare(old.end); c != 0 {
-		return c > 0
-	}
-	return r.revoked && !old.revoked
-}
-
 // register makes c, which has leaf and came with the staple carried, one of the engine's
 // handles. It reports whether the engine is open. Rounds begin with launch.
 func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte, added bool) bool {
 	key := sha256.Sum256(leaf.Raw)
+	at := sources(g.fetcher, leaf)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.collect()
 	e := g.entries[key]
 	if e == nil {
-		e = &entry{engine: g, key: key, leaf: leaf, mustStaple: mustStaple(leaf), until: wall.MicroOf(wall.Now().Add(mustStapleFor))}
-		e.index = -1
+		e = newEntry(g, leaf, key)
 	}
 	c.entry = e
 	if g.closed {
@@ -198,7 +137,8 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 	}
 	if len(e.handles) == 0 {
 		g.entries[key] = e
-		e.host = g.hostOf(leaf)
+		e.askable.Store(len(at) > 0)
+		g.schedule.Add(&e.item, authority(leaf), at, leaf.NotAfter)
 	}
 	e.handles = append(e.handles, c)
 	c.added = added
@@ -223,24 +163,16 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 	}
 	switch {
 	case e.held != nil:
-		g.publishTo(c, e.held)
+		e.publishTo(c)
 	case len(e.handles) == 1:
 		if err := unanswerable(leaf, wall.Now()); err != nil {
-			g.conclude(e, outcome{err: err, final: true})
+			e.rest(err)
 		}
-	case e.issuer == nil:
-		g.reconsider(e) // the new chain may have what the others lack
+	case e.issuer == nil && unanswerable(leaf, wall.Now()) == nil:
+		e.final, e.settled = false, false // the new chain may have what the others lack
 	}
-	g.arm()
+	g.driver.run()
 	return true
-}
-
-// reconsider makes launch begin anew with e, for which an issuer was missing.
-func (g *engine) reconsider(e *entry) {
-	if unanswerable(e.leaf, wall.Now()) == nil {
-		e.final, e.settled, e.due = false, false, time.Time{}
-		g.place(e)
-	}
 }
 
 // launch schedules the first rounds of newly registered handles.
@@ -252,12 +184,11 @@ func (g *engine) launch(handles ...*Certificate) {
 	}
 	now := wall.Now()
 	for _, c := range handles {
-		if e := c.entry; !e.settled && !e.final && e.due.IsZero() {
-			e.due = now
-			g.place(e)
+		if e := c.entry; !e.settled && !e.final {
+			g.schedule.Start(&e.item, now)
 		}
 	}
-	g.arm()
+	g.driver.run()
 }
 
 // drop removes a handle, and its entry if it was the last, with mu held.
@@ -289,8 +220,10 @@ func (g *engine) drop(c *Certificate) {
 	if len(e.handles) == 0 {
 		e.gone = true
 		delete(g.entries, e.key)
-		g.unschedule(e)
-		g.leaveHost(e)
+		g.schedule.Remove(&e.item, wall.Now())
+		if e.cancel != nil {
+			e.cancel()
+		}
 	}
 	e.changed.broadcast()
 }
@@ -330,30 +263,6 @@ func addedFrom(c *Certificate) iter.Seq[*Certificate] {
 	}
 }
 
-// publish makes r the response held, for all of e's handles, with mu held.
-func (g *engine) publish(e *entry, r *response) {
-	e.held = r
-	e.stored = false
-	for _, c := range e.handles {
-		g.publishTo(c, r)
-	}
-}
-
-func (g *engine) publishTo(c *Certificate, r *response) {
-	if r.revoked && !g.stapleRevoked {
-		c.unstaple()
-	} else {
-		c.setStaple(r.der, r.end)
-	}
-}
-
-// unstaple takes the staples of all handles back, with mu held.
-func (e *entry) unstaple() {
-	for _, c := range e.handles {
-		c.unstaple()
-	}
-}
-
 // preload looks for the responses of newly registered handles: in what came with
 // them first, then in the cache; in parallel, and for preloadTimeout at most. What
 // it does not get to is left to the first rounds.
@@ -363,27 +272,27 @@ func (g *engine) preload(handles []*Certificate) {
 	g.mu.Lock()
 	carrying := slices.DeleteFunc(slices.Clone(handles), func(c *Certificate) bool { return len(c.entry.carried) == 0 })
 	g.mu.Unlock()
-	g.each(ctx, carrying, func(e *entry) { g.adoptCarried(e, g.localIssuer(e)) })
+	g.each(ctx, carrying, func(e *entry) { e.adoptCarried(e.localIssuer()) })
 	if g.cache == nil {
 		return
 	}
 	g.each(ctx, handles, func(e *entry) {
-		issuer := g.localIssuer(e)
+		issuer := e.localIssuer()
 		if issuer == nil {
 			return
 		}
-		r, err := g.load(ctx, e, issuer)
+		r, err := e.load(ctx, issuer)
 		if ctx.Err() == nil {
 			g.reportCache(reading, err)
 		}
 		if r != nil {
 			g.mu.Lock()
-			g.adopt(e, r, true)
+			e.adopt(r, true)
 			e.stored = e.stored || r == e.held
 			g.mu.Unlock()
 		}
 		if err == nil {
-			g.save(e) // what came with the certificate, if the cache has nothing newer
+			e.save() // what came with the certificate, if the cache has nothing newer
 		}
 	})
 }
@@ -416,152 +325,6 @@ func (g *engine) each(ctx context.Context, handles []*Certificate, f func(*entry
 			return
 		}
 	}
-}
-
-// adoptCarried judges the staples that came with the handles of e. Where the issuer
-// is not known, issuer is nil, and they are left alone until their end.
-func (g *engine) adoptCarried(e *entry, issuer *x509.Certificate) {
-	g.mu.Lock()
-	carried := e.carried
-	if issuer != nil {
-		e.carried = nil
-	} else if e.held == nil {
-		for _, c := range e.handles {
-			for _, der := range carried {
-				if end := carriedEnd(der, e.leaf); !end.IsZero() {
-					c.setStaple(der, end)
-				}
-			}
-		}
-	}
-	g.mu.Unlock()
-	if len(carried) == 0 || issuer == nil {
-		return
-	}
-	var best *response
-	var refused error
-	for _, der := range carried {
-		if r, err := g.verify(e, issuer, der); err != nil {
-			refused = err
-		} else if best == nil || r.newer(best) {
-			best = r
-		}
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if best != nil {
-		g.adopt(e, best, false)
-	}
-	if e.held == nil {
-		e.unstaple()
-	}
-	if refused != nil {
-		g.log(slog.LevelWarn, "the OCSP staple that came with a certificate was refused", e, slog.Any("error", refused))
-	}
-}
-
-// adopt takes r, which came from the cache or with the certificate, if it is newer
-// than the response held, and schedules by it. mu is held.
-func (g *engine) adopt(e *entry, r *response, stored bool) {
-	if e.gone || g.closed || e.held != nil && !r.newer(e.held) {
-		return
-	}
-	old := e.held
-	g.publish(e, r)
-	e.stored = stored
-	now := wall.Now()
-	if !e.final {
-		e.setDue(refreshTime(r, now))
-		e.settled = e.settled || e.due.After(now)
-	}
-	g.announce(e, r, old, outcome{})
-	g.reschedule(e)
-	e.changed.broadcast()
-}
-
-// load returns the response that the cache has about e, verified, or nil. An error
-// is one of the cache's.
-func (g *engine) load(ctx context.Context, e *entry, issuer *x509.Certificate) (*response, error) {
-	der, err := g.cache.Get(ctx, e.cacheKey())
-	if isMiss(err) {
-		err = nil
-	}
-	if err != nil || len(der) == 0 {
-		return nil, err
-	}
-	g.mu.Lock()
-	held := e.held
-	g.mu.Unlock()
-	if held != nil && bytes.Equal(der, held.der) {
-		return held, nil
-	}
-	r, err := g.verify(e, issuer, der)
-	if err != nil {
-		g.mu.Lock()
-		g.log(slog.LevelDebug, "a cached OCSP response was refused", e, slog.Any("error", err))
-		g.mu.Unlock()
-		return nil, nil
-	}
-	return r, nil
-}
-
-// save writes the response held to the cache, unless it is there.
-func (g *engine) save(e *entry) {
-	g.mu.Lock()
-	r, ctx := e.held, g.store
-	stored := e.stored
-	g.mu.Unlock()
-	if g.cache == nil || r == nil || stored {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	err := g.cache.Put(ctx, e.cacheKey(), r.der)
-	g.reportCache(writing, err)
-	if err == nil {
-		g.mu.Lock()
-		if e.held == r {
-			e.stored = true
-		}
-		g.mu.Unlock()
-	}
-}
-
-func (e *entry) cacheKey() string { return hex.EncodeToString(e.key[:]) }
-
-// verify has the Verifier judge der, and caps its end with the leaf's.
-func (g *engine) verify(e *entry, issuer *x509.Certificate, der []byte) (*response, error) {
-	now := wall.Now()
-	p, until, err := g.verifier.Verify(der, e.leaf, issuer, now)
-	if err != nil {
-		return nil, err
-	}
-	if p == nil {
-		return nil, errors.New("staple: the Verifier returned neither a response nor an error")
-	}
-	thisUpdate := p.ThisUpdate
-	if thisUpdate.IsZero() {
-		thisUpdate = now // of a Verifier that does not say
-	}
-	if p.Status != ocsp.Good && p.Status != ocsp.Revoked {
-		return nil, errUnknown
-	}
-	r := &response{
-		der:        der,
-		thisUpdate: thisUpdate.Round(0),
-		producedAt: p.ProducedAt.Round(0),
-		until:      until.Round(0),
-		end:        until.Round(0),
-		revoked:    p.Status == ocsp.Revoked,
-	}
-	if e.leaf.NotAfter.Before(r.end) {
-		r.end = e.leaf.NotAfter
-	}
-	if !now.Before(r.end) {
-		return nil, &VerifyError{Reason: ReasonExpired, Leaf: e.leaf,
-			Err: fmt.Errorf("the response, or the certificate, ended at %s", r.end.Format(time.RFC3339))}
-	}
-	return r, nil
 }
 
 // await waits until done returns true, which is called with mu held and each time
@@ -603,27 +366,6 @@ func (g *engine) hasEnded(e *entry) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.ended(e)
-}
-
-// countUnstapled notes a handshake without a staple.
-func (e *entry) countUnstapled() {
-	if len(e.leaf.OCSPServer) > 0 {
-		e.unstapled.Add(1)
-	}
-}
-
-// unstapledHandshake notes a handshake without a staple, and returns the error
-// that refuses it where RequireStaple does.
-func (e *entry) unstapledHandshake(hello *tls.ClientHelloInfo) error {
-	e.countUnstapled()
-	if e.mustStaple && e.engine.requireStaple && wantsStaple(hello) {
-		return errNoStaple(e.leaf)
-	}
-	return nil
-}
-
-func errNoStaple(leaf *x509.Certificate) error {
-	return fmt.Errorf("staple: handshake refused: no valid OCSP response is held for %s, which is Must-Staple", describe(leaf))
 }
 
 // A signal tells any number of waiters that something has changed. Its zero value

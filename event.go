@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
-
-	"github.com/go-staple/staple/internal/wall"
 )
 
 // An EventKind tells what an [Event] is about.
@@ -79,12 +77,13 @@ type notices struct {
 }
 
 func (g *engine) tell(f func()) {
-	if g.silent {
+	n := &g.notices
+	if n.silent {
 		return
 	}
-	g.pending = append(g.pending, f)
-	if !g.telling {
-		g.telling = true
+	n.pending = append(n.pending, f)
+	if !n.telling {
+		n.telling = true
 		g.wg.Add(1)
 		go g.tellAll()
 	}
@@ -92,11 +91,12 @@ func (g *engine) tell(f func()) {
 
 func (g *engine) tellAll() {
 	defer g.wg.Done()
+	n := &g.notices
 	for {
 		g.mu.Lock()
-		batch := g.pending
-		g.pending = nil
-		g.telling = len(batch) > 0
+		batch := n.pending
+		n.pending = nil
+		n.telling = len(batch) > 0
 		g.mu.Unlock()
 		if len(batch) == 0 {
 			return
@@ -114,31 +114,17 @@ func (g *engine) emit(e *entry, ev Event) {
 	}
 	ev.Certificate = e.handles[0]
 	ev.Status = ev.Certificate.status()
-	level, message := slog.LevelDebug, ""
+	how := eventLines[ev.Kind]
+	level := how.level
 	switch ev.Kind {
-	case EventStapled:
-		message = "OCSP response stapled"
-	case EventUnchanged:
-		message = "OCSP response unchanged"
 	case EventFailed:
-		message = "OCSP response not obtained"
-		if e.failures == 1 && e.host.failures <= 1 && e.host.mayLog(ev.Kind) {
-			level = slog.LevelWarn
+		if e.failures > 1 || e.item.Outage() > 1 || !g.mayLog(e, ev.Kind) {
+			level = slog.LevelDebug
 		}
-	case EventExpiring:
-		message = "OCSP staple is about to end"
-		if e.host.mayLog(ev.Kind) {
-			level = slog.LevelWarn
+	case EventExpiring, EventExpired:
+		if !g.mayLog(e, ev.Kind) {
+			level = slog.LevelDebug
 		}
-	case EventExpired:
-		message = "OCSP staple has ended"
-		if e.host.mayLog(ev.Kind) {
-			level = slog.LevelError
-		}
-	case EventRevoked:
-		level, message = slog.LevelError, "certificate is revoked"
-	case EventReinstated:
-		level, message = slog.LevelWarn, "certificate is good again after it was revoked"
 	}
 	attrs := []slog.Attr{slog.String("event", ev.Kind.String())}
 	if ev.Status.Responder != "" {
@@ -153,22 +139,31 @@ func (g *engine) emit(e *entry, ev Event) {
 	if ev.Err != nil {
 		attrs = append(attrs, slog.Any("error", ev.Err))
 	}
-	g.log(level, message, e, attrs...)
+	g.log(level, how.text, e, attrs...)
 	if g.onEvent != nil {
 		g.tell(func() { g.onEvent(ev) })
 	}
 }
 
+// eventLines are what the log says of events.
+var eventLines = [...]struct {
+	level slog.Level
+	text  string
+}{
+	EventStapled:    {slog.LevelDebug, "OCSP response stapled"},
+	EventUnchanged:  {slog.LevelDebug, "OCSP response unchanged"},
+	EventFailed:     {slog.LevelWarn, "OCSP response not obtained"},
+	EventExpiring:   {slog.LevelWarn, "OCSP staple is about to end"},
+	EventExpired:    {slog.LevelError, "OCSP staple has ended"},
+	EventRevoked:    {slog.LevelError, "certificate is revoked"},
+	EventReinstated: {slog.LevelWarn, "certificate is good again after it was revoked"},
+}
+
 // mayLog reports whether an event may stand in the log for all to see: one of a kind
-// in a minute, since an outage of h befalls all its certificates. The rest is for
+// in a minute, since an outage of a host befalls all its certificates. The rest is for
 // those who debug, and for OnEvent.
-func (h *host) mayLog(k EventKind) bool {
-	now := time.Now()
-	if h.name != "" && !h.logged[k].IsZero() && now.Sub(h.logged[k]) < time.Minute {
-		return false
-	}
-	h.logged[k] = now
-	return true
+func (g *engine) mayLog(e *entry, k EventKind) bool {
+	return g.spoken.Allow(e.item.Host(), k, time.Now())
 }
 
 // log queues a line about e, with mu held.
@@ -180,52 +175,6 @@ func (g *engine) log(level slog.Level, message string, e *entry, attrs ...slog.A
 		attrs = append([]slog.Attr{slog.String("certificate", describe(e.leaf))}, attrs...)
 		g.logger.LogAttrs(context.Background(), level, "staple: "+message, attrs...)
 	})
-}
-
-// announce tells of r, which is held from now on in place of old, with mu held.
-func (g *engine) announce(e *entry, r, old *response, o outcome) {
-	g.setWarn(e, wall.Now())
-	kind := EventStapled
-	switch {
-	case r.revoked:
-		kind = EventRevoked
-	case old != nil && old.revoked:
-		kind = EventReinstated
-	}
-	g.emit(e, o.event(kind))
-}
-
-// setWarn sets when to look at the staple of e next: when a quarter, and when a
-// twentieth of its validity is left, and at its end. Nobody is told that a staple
-// ends together with its certificate, since no successor is wanted.
-func (g *engine) setWarn(e *entry, now time.Time) {
-	e.warn = time.Time{}
-	r := e.held
-	if r == nil || r.revoked && !g.stapleRevoked || r.end.Before(r.until) {
-		return
-	}
-	validity := r.end.Sub(r.thisUpdate)
-	for _, left := range []time.Duration{validity / 4, validity / 20, 0} {
-		if at := r.end.Add(-left); at.After(now) {
-			e.warn = at
-			return
-		}
-	}
-}
-
-// warnOf tells that the staple of e is about to end, or has ended, with mu held.
-func (g *engine) warnOf(e *entry, now time.Time) {
-	if e.held == nil {
-		e.warn = time.Time{}
-		return
-	}
-	ended := !now.Before(e.held.end)
-	g.setWarn(e, now)
-	if ended {
-		g.emit(e, Event{Kind: EventExpired, Err: e.err})
-	} else {
-		g.emit(e, Event{Kind: EventExpiring, Err: e.err})
-	}
 }
 
 // A trouble is what of the cache fails at present, as bits: one line is logged for each

@@ -537,8 +537,6 @@ func TestAMillionCertificatesThroughACallbackLeaveMemoryBounded(t *testing.T) {
 		require.Len(t, g.seen.byHash, want)
 		require.Len(t, g.seen.byDER, want)
 		require.Equal(t, want, g.seen.recent.Len())
-		require.LessOrEqual(t, len(g.later), want)
-		require.Len(t, g.hosts, 1)
 		runtime.KeepAlive(config)
 	})
 }

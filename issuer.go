@@ -2,17 +2,12 @@ package staple
 
 import (
 	"bytes"
-	"context"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"errors"
-	"fmt"
 	"runtime"
 	"sync"
 	"weak"
-
-	"github.com/go-staple/staple/internal/wall"
 )
 
 // interned holds the parsed certificates of chains, one of each for the process
@@ -86,9 +81,10 @@ func pickIssuer(leaf *x509.Certificate, candidates []*x509.Certificate) *x509.Ce
 	return nil
 }
 
-// localIssuer returns the issuer of e if it is known, in a chain, or in
+// localIssuer returns the issuer if it is known, in a chain, or in
 // Stapler.Issuers; else nil.
-func (g *engine) localIssuer(e *entry) *x509.Certificate {
+func (e *entry) localIssuer() *x509.Certificate {
+	g := e.engine
 	g.mu.Lock()
 	issuer := e.issuer
 	var chains [][][]byte
@@ -109,49 +105,14 @@ func (g *engine) localIssuer(e *entry) *x509.Certificate {
 	}
 	issuer = pickIssuer(e.leaf, append(candidates, g.issuers...))
 	if issuer != nil {
-		g.setIssuer(e, issuer)
+		e.setIssuer(issuer)
 	}
 	return issuer
 }
 
-func (g *engine) setIssuer(e *entry, issuer *x509.Certificate) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+func (e *entry) setIssuer(issuer *x509.Certificate) {
+	e.engine.mu.Lock()
+	defer e.engine.mu.Unlock()
 	e.issuer = issuer
 	e.issuerKnown.Store(true)
-}
-
-// findIssuer returns the issuer of e, asking the Fetcher if need be. final says that
-// there is no point in trying again.
-func (g *engine) findIssuer(ctx context.Context, e *entry) (issuer *x509.Certificate, final bool, err error) {
-	if err := unanswerable(e.leaf, wall.Now()); err != nil {
-		return nil, true, err
-	}
-	if issuer = g.localIssuer(e); issuer != nil {
-		return issuer, false, nil
-	}
-	if f, ok := g.fetcher.(IssuerFetcher); ok {
-		var candidates []*x509.Certificate
-		ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
-		defer cancel()
-		candidates, err = f.FetchIssuer(ctx, e.leaf)
-		final = errors.Is(err, ErrNoResponder) || errors.Is(err, ErrNoIssuer)
-		issuer = pickIssuer(e.leaf, candidates)
-		if err == nil && issuer == nil {
-			err = fmt.Errorf("%w: none of the %d certificates fetched", ErrNoIssuer, len(candidates))
-		}
-	} else {
-		final, err = true, ErrNoIssuer
-	}
-	switch {
-	case issuer != nil:
-		g.setIssuer(e, issuer)
-		return issuer, false, nil
-	case errors.Is(err, ErrNoResponder):
-		return nil, true, err
-	case !errors.Is(err, ErrNoIssuer):
-		err = errors.Join(ErrNoIssuer, err)
-	}
-	return nil, final, fmt.Errorf("staple: nobody is known who issued %s; put the issuer's certificate into the chain, "+
-		"after the leaf, or into Stapler.Issuers: %w", describe(e.leaf), err)
 }

@@ -320,7 +320,7 @@ func (c *Certificate) Wait(ctx context.Context) error {
 // error, nor is a revocation. Refresh returns ctx's error if that ends first; the
 // fetch goes on.
 func (c *Certificate) Refresh(ctx context.Context) error {
-	return c.entry.engine.refresh(ctx, c)
+	return c.entry.refresh(ctx, c)
 }
 
 // Response returns the newest response in DER that has been verified. Handshakes do
@@ -369,14 +369,14 @@ type Status struct {
 
 // status returns the Status of c, with engine.mu held.
 func (c *Certificate) status() Status {
-	e := c.entry
+	e, g := c.entry, c.entry.engine
 	_, stapled := c.current()
 	st := Status{
 		Leaf:                e.leaf,
 		MustStaple:          e.mustStaple,
 		Stapled:             stapled,
-		NextRefresh:         e.due,
-		LastAttempt:         e.lastAttempt,
+		NextRefresh:         g.driver.next(e),
+		LastAttempt:         e.item.Began(),
 		Responder:           e.responder,
 		Failures:            e.failures,
 		UnstapledHandshakes: e.unstapled.Load(),

@@ -64,7 +64,7 @@ func (s *Schedule) Done(it *Item, o Outcome, now time.Time) {
 	case Failed:
 		it.fails++
 		if o.Asked {
-			shared = s.tree.blame(it, o)
+			shared, o.RetryAfter = s.tree.blame(it, o)
 		}
 	}
 	it.then = Scheduled
@@ -88,23 +88,12 @@ func (s *Schedule) Done(it *Item, o Outcome, now time.Time) {
 		it.then = Waiting
 	default:
 		it.tries++
-		it.due = it.retry(o.retryAfter(), s.tree.now, s.tree.rand)
+		it.due = it.retry(o.RetryAfter, s.tree.now, s.tree.rand)
 	}
 	if c := it.cohort; c != nil && o.Result != Deferred {
 		s.rotate(it, c, shared)
 	}
 	s.watch(it)
-}
-
-// retryAfter returns the longest pause that was asked for.
-func (o *Outcome) retryAfter() time.Duration {
-	longest := o.RetryAfter
-	for _, a := range o.Answers {
-		if a.Fault == Certificate || a.Fault == NoFault {
-			longest = max(longest, a.RetryAfter)
-		}
-	}
-	return longest
 }
 
 // Free says that the worker that had it is free.
@@ -148,8 +137,8 @@ func (t *tree) answered(it *Item, by Source) {
 }
 
 // blame makes those pause at whose fault a round failed, and reports whether these are others than the
-// certificate.
-func (t *tree) blame(it *Item, o Outcome) (shared bool) {
+// certificate; otherwise, how long that was asked to pause.
+func (t *tree) blame(it *Item, o Outcome) (shared bool, retryAfter time.Duration) {
 	if len(o.Answers) == 0 {
 		o.Answers = []Answer{{Fault: Certificate, Err: o.Err}}
 	}
@@ -163,6 +152,7 @@ func (t *tree) blame(it *Item, o Outcome) (shared bool) {
 			break
 		}
 	}
+	retryAfter = o.RetryAfter
 	own := false
 	for _, a := range o.Answers {
 		ca := it.route.nodeOf(a.URL, caLevel)
@@ -183,6 +173,7 @@ func (t *tree) blame(it *Item, o Outcome) (shared bool) {
 			t.fail(at, a, it.began)
 		} else { // its own, or else others would not have been lucky since it failed
 			own = true
+			retryAfter = max(retryAfter, a.RetryAfter)
 			t.refuse(ca, it, it.began, a.Err)
 		}
 		if a.Fault < Host {
@@ -197,7 +188,7 @@ func (t *tree) blame(it *Item, o Outcome) (shared bool) {
 	if shared || own {
 		it.sharedAt = t.now
 	}
-	return shared && !own
+	return shared && !own, retryAfter
 }
 
 // reroute makes it take the route to others than before.

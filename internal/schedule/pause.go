@@ -70,10 +70,9 @@ const (
 	day    = 24 * hour
 	far    = int64(1)<<62 - 1
 
-	comfortable = 5 * minute // between requests during a pause while nobody is without a staple, or soon will be
-	firstGap    = second / 16
-	maxGap      = second
-	patience    = 3 // failures in a row, after which others go first
+	firstGap = second / 16
+	maxGap   = second
+	patience = 3 // failures in a row, after which others go first
 
 	maxRefusals        = 8  // certificates in a row, until their authority pauses
 	maxUnknownRefusals = 10 // failures in a row of an authority that is asked nobody knows where
@@ -91,12 +90,16 @@ func interval(outage int64) int64 {
 	return hour
 }
 
+// comfortable returns the time between two requests in an outage that has lasted so long, while nobody is without a
+// staple, or soon will be.
+func comfortable(outage int64) int64 { return min(max(5*minute, outage/10), hour) }
+
 // opens returns when a pause lets the next request through.
 func (n *node) opens() int64 {
 	p := &n.pause
 	w := &n.waiting
 	bare := w[fresh] + w[unstapled] + w[patient]
-	at := p.failedAt + comfortable
+	at := p.failedAt + comfortable(p.failedAt-p.since)
 	if bare+w[nearEnd] > 0 {
 		at = p.failedAt + int64(p.part*float64(interval(p.failedAt-p.since)))
 	}
@@ -130,8 +133,9 @@ func (n *node) admits(now int64) bool {
 
 // A start is when a request began.
 type start struct {
-	at   int64
-	turn uint64
+	at     int64
+	turn   uint64
+	forced bool // it passed every pause by
 }
 
 // fail notes that a request failed, and that it was n's fault.
@@ -181,8 +185,8 @@ func (t *tree) succeed(n *node, began start) {
 	p.goodAt = t.now
 	switch p.state {
 	case paused:
-		if p.until > t.now && began.turn <= p.failed {
-			return // whoever was asked to come later does
+		if p.until > t.now && (began.forced || began.turn <= p.failed) {
+			return // it asked others to come later
 		}
 		t.recover(n, 2)
 	case recovering:

@@ -148,9 +148,12 @@ func (it *Item) retry(retryAfter time.Duration, now int64, c chance) int64 {
 // A chance returns a random number below n.
 type chance func(n int64) int64
 
-// ladder returns how long to wait for the next request in an outage that has lasted so long.
-func (c chance) ladder(outage int64) int64 {
-	most := interval(outage)
+// ladder returns how long to wait for the next request about what has been without a staple for so long.
+func (c chance) ladder(bare int64) int64 {
+	most := hour
+	if bare < day {
+		most = min(5*minute, 4*second+bare/10)
+	}
 	return most/2 + c.jitter(most/2)
 }
 

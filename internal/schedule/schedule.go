@@ -109,11 +109,12 @@ func (s *Schedule) Remove(it *Item, now time.Time) {
 	}
 }
 
-// Start makes it due now, if it is Idle.
+// Start makes it due now, if it is Idle or Scheduled.
 func (s *Schedule) Start(it *Item, now time.Time) {
 	s.tree.now = wall.MicroOf(now)
-	if it.state == Idle && !it.gone {
+	if (it.state == Idle || it.state == Scheduled) && !it.gone {
 		it.over = false
+		s.part(it)
 		s.comeDue(it)
 	}
 }
@@ -338,7 +339,7 @@ func (s *Schedule) Next(now time.Time) (*Item, Task) {
 	if end != nil {
 		s.tree.occupy(end, 1)
 	}
-	it.began = start{s.tree.now, s.tree.turns}
+	it.began = start{s.tree.now, s.tree.turns, it.forced}
 	s.working++
 	s.watch(it)
 	return it, task

@@ -1,0 +1,398 @@
+package staple
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/go-staple/staple/internal/schedule"
+	"github.com/go-staple/staple/internal/wall"
+)
+
+const (
+	fetchTimeout = 30 * time.Second // for one Fetch or FetchIssuer
+	leaseTTL     = 10 * time.Second // of the lock among processes
+	maxDeferrals = 30               // looks at a lock that another process has, a tenth of leaseTTL apart, before going on without
+)
+
+// errOlder is wrapped by what Request.Accept returns for an authentic response
+// that is older than the one held.
+var errOlder = errors.New("older than the response held")
+
+// errUnknown is wrapped by the error for a response that says "unknown".
+var errUnknown = errors.New("the responder does not know the certificate")
+
+var (
+	errExpired    = fmt.Errorf("%w: the certificate has expired", ErrNoResponder)
+	errSelfSigned = fmt.Errorf("%w: the certificate is self-signed", ErrNoResponder)
+)
+
+// An outcome is what came of a round.
+type outcome struct {
+	response  *response // accepted; nil: none, or nothing newer
+	err       error
+	final     bool // there is no point in another round
+	deferred  bool // another process has the lock, or the cache has nothing: not a round, look again at due
+	due       time.Time
+	cached    bool // response came from the cache
+	asked     bool // the Fetcher was asked for a response
+	responder string
+	began     time.Time
+}
+
+// event returns the event that tells of o.
+func (o outcome) event(kind EventKind) Event {
+	ev := Event{Kind: kind, Fetched: o.asked, Err: o.err}
+	if !o.began.IsZero() {
+		ev.Duration = time.Since(o.began)
+	}
+	return ev
+}
+
+// A round asks for a response about one certificate, once: cache, lock, Fetcher.
+type round struct {
+	*entry
+	ctx    context.Context
+	issuer *x509.Certificate
+	unlock func() // to be called once the outcome is stored, unless it is nil
+}
+
+// round does a round and draws the conclusions: publish, then store.
+func (e *entry) round(task schedule.Task) {
+	g := e.engine
+	began := time.Now()
+	ctx, cancel := context.WithCancel(g.ctx)
+	defer cancel()
+	g.mu.Lock()
+	if e.gone || g.closed {
+		g.mu.Unlock()
+		return
+	}
+	e.cancel = cancel
+	g.mu.Unlock()
+
+	r := &round{entry: e, ctx: ctx}
+	o := r.attempt(task)
+	o.began = began
+
+	g.mu.Lock()
+	e.cancel = nil
+	e.conclude(o)
+	g.driver.run()
+	g.mu.Unlock()
+	e.save()
+	if r.unlock != nil {
+		r.unlock()
+	}
+}
+
+// attempt does the I/O of a round.
+func (r *round) attempt(task schedule.Task) outcome {
+	g := r.engine
+	if o := r.findIssuer(); o.err != nil {
+		return o
+	}
+	r.adoptCarried(r.issuer)
+	if newer := r.fresher(); newer != nil {
+		return outcome{response: newer, cached: true}
+	}
+	if task == schedule.Peek {
+		return outcome{deferred: true, due: wall.Now()}
+	}
+	if g.locker != nil {
+		var ok bool
+		var err error
+		r.unlock, ok, err = r.tryLock()
+		switch {
+		case err != nil:
+			r.unlock = nil
+		case !ok && r.mayDefer():
+			return outcome{deferred: true, due: wall.Now().Add(leaseTTL/20 + rand.N(leaseTTL/10))}
+		case ok:
+			// Whoever had the lock may have stored a response since the cache was read.
+			if newer := r.fresher(); newer != nil {
+				return outcome{response: newer, cached: true}
+			}
+		}
+	}
+	return r.fetch()
+}
+
+// findIssuer finds the issuer, asking the Fetcher if need be. The outcome is that of the round if it has an error.
+func (r *round) findIssuer() (o outcome) {
+	if err := unanswerable(r.leaf, wall.Now()); err != nil {
+		return outcome{err: err, final: true}
+	}
+	if r.issuer = r.localIssuer(); r.issuer != nil {
+		return o
+	}
+	if f, ok := r.engine.fetcher.(IssuerFetcher); ok {
+		ctx, cancel := context.WithTimeout(r.ctx, fetchTimeout)
+		defer cancel()
+		candidates, err := f.FetchIssuer(ctx, r.leaf)
+		o.err = err
+		o.final = errors.Is(err, ErrNoResponder) || errors.Is(err, ErrNoIssuer)
+		r.issuer = pickIssuer(r.leaf, candidates)
+		if err == nil && r.issuer == nil {
+			o.err = fmt.Errorf("%w: none of the %d certificates fetched", ErrNoIssuer, len(candidates))
+		}
+	} else {
+		o.err, o.final = ErrNoIssuer, true
+	}
+	switch {
+	case r.issuer != nil:
+		r.setIssuer(r.issuer)
+		return outcome{}
+	case errors.Is(o.err, ErrNoResponder):
+		return outcome{err: o.err, final: true}
+	case !errors.Is(o.err, ErrNoIssuer):
+		o.err = errors.Join(ErrNoIssuer, o.err)
+	}
+	o.err = fmt.Errorf("staple: nobody is known who issued %s; put the issuer's certificate into the chain, "+
+		"after the leaf, or into Stapler.Issuers: %w", describe(r.leaf), o.err)
+	return o
+}
+
+// mayDefer reports whether the round may wait once more for the process that has the lock.
+// Beyond about three leases, that one fails like those before it, or has not made the
+// lock at all.
+func (r *round) mayDefer() bool {
+	r.engine.mu.Lock()
+	defer r.engine.mu.Unlock()
+	r.deferrals++
+	return r.deferrals <= maxDeferrals
+}
+
+// fresher returns the response in the cache if it is newer than the one held, and
+// not due itself. One that is newer and due is adopted all the same.
+func (r *round) fresher() *response {
+	g, e := r.engine, r.entry
+	if g.cache == nil {
+		return nil
+	}
+	loadCtx, cancel := context.WithTimeout(r.ctx, storeTimeout)
+	defer cancel()
+	found, err := e.load(loadCtx, r.issuer)
+	if r.ctx.Err() == nil {
+		g.reportCache(reading, err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case found != nil && found == e.held:
+		e.stored = true
+		return nil
+	case found == nil || e.held != nil && !found.newer(e.held):
+		e.stored = false // so that the response held is stored again
+		return nil
+	case !e.forced && !e.holding(found).Due(wall.Now()):
+		return found
+	}
+	e.adopt(found, true)
+	return nil
+}
+
+func (r *round) tryLock() (unlock func(), ok bool, err error) {
+	ctx, cancel := context.WithTimeout(r.ctx, storeTimeout)
+	defer cancel()
+	unlock, ok, err = r.engine.locker.TryLock(ctx, r.cacheKey(), leaseTTL)
+	if r.ctx.Err() == nil {
+		r.engine.reportCache(locking, err)
+	}
+	return unlock, ok, err
+}
+
+// fetch asks the Fetcher.
+func (r *round) fetch() outcome {
+	a := &acceptor{round: r}
+	ctx, cancel := context.WithTimeout(r.ctx, fetchTimeout)
+	defer cancel()
+	req := &Request{Leaf: r.leaf, Issuer: r.issuer, Accept: a.accept}
+	der, err := r.engine.fetcher.Fetch(ctx, req)
+	if err == nil {
+		err = a.accept(der)
+	}
+	o := outcome{asked: true, responder: req.Responder}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.taken != nil && a.taken != a.held:
+		o.response = a.taken
+	case a.taken != nil, a.older > 0 && a.refused == 0 && a.held != nil && wall.Now().Before(a.held.end):
+		// Nothing newer is to be had, which is not a failure.
+	case errors.Is(err, ErrNoResponder):
+		o.err, o.final = err, true
+	default:
+		o.err = fmt.Errorf("no OCSP response for %s: %w", describe(r.leaf), err)
+	}
+	return o
+}
+
+// An acceptor judges the responses that come in one round.
+type acceptor struct {
+	*round
+
+	mu      sync.Mutex
+	held    *response // when the first came
+	taken   *response // the newest accepted, or held if nothing newer came
+	last    []byte    // the bytes accepted last
+	older   int       // authentic, but older than held
+	refused int       // for any other reason
+}
+
+// accept is Request.Accept.
+func (a *acceptor) accept(der []byte) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.last != nil && bytes.Equal(der, a.last) {
+		return nil
+	}
+	g := a.engine
+	g.mu.Lock()
+	a.held = a.entry.held
+	g.mu.Unlock()
+	if a.held != nil && bytes.Equal(der, a.held.der) && wall.Now().Before(a.held.end) {
+		a.last = a.held.der
+		if a.taken == nil {
+			a.taken = a.held
+		}
+		return nil
+	}
+	r, err := a.verify(a.issuer, bytes.Clone(der))
+	if err != nil {
+		a.refused++
+		return err
+	}
+	if a.held != nil && a.held.newer(r) {
+		a.older++
+		return fmt.Errorf("staple: thisUpdate %s: %w, of %s", r.thisUpdate.Format(time.RFC3339), errOlder,
+			a.held.thisUpdate.Format(time.RFC3339))
+	}
+	a.last = r.der
+	switch {
+	case a.held != nil && !r.newer(a.held):
+		if a.taken == nil {
+			a.taken = a.held
+		}
+	case a.taken == nil || r.newer(a.taken):
+		a.taken = r
+	}
+	return nil
+}
+
+// refresh is Certificate.Refresh.
+func (e *entry) refresh(ctx context.Context, c *Certificate) error {
+	g := e.engine
+	g.mu.Lock()
+	if c.removed || g.closed {
+		g.mu.Unlock()
+		return fmt.Errorf("staple: %s: %w", describe(e.leaf), ErrClosed)
+	}
+	target := e.rounds + 1
+	e.forced, e.final = true, false
+	g.schedule.Refresh(&e.item, wall.Now())
+	g.driver.run()
+	g.mu.Unlock()
+	var result error
+	err := g.await(ctx, e, func() bool {
+		switch {
+		case e.rounds >= target:
+			result = e.err
+		case c.removed || g.closed:
+			result = fmt.Errorf("staple: %s: %w", describe(e.leaf), ErrClosed)
+		default:
+			return false
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	return result
+}
+
+// retryAfter returns the longest pause that a responder asked for in err.
+func retryAfter(err error) time.Duration {
+	var longest time.Duration
+	if e, ok := err.(*HTTPError); ok {
+		longest = e.RetryAfter
+	}
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		if inner := e.Unwrap(); inner != nil {
+			longest = max(longest, retryAfter(inner))
+		}
+	case interface{ Unwrap() []error }:
+		for _, inner := range e.Unwrap() {
+			longest = max(longest, retryAfter(inner))
+		}
+	}
+	return longest
+}
+
+// unanswerable returns an error if nobody could be asked about leaf.
+func unanswerable(leaf *x509.Certificate, now time.Time) error {
+	switch {
+	case now.After(leaf.NotAfter):
+		return errExpired
+	case bytes.Equal(leaf.RawIssuer, leaf.RawSubject) && signedBy(leaf, leaf):
+		return errSelfSigned
+	}
+	return nil
+}
+
+// load returns the response that the cache has, verified, or nil. An error
+// is one of the cache's.
+func (e *entry) load(ctx context.Context, issuer *x509.Certificate) (*response, error) {
+	g := e.engine
+	der, err := g.cache.Get(ctx, e.cacheKey())
+	if isMiss(err) {
+		err = nil
+	}
+	if err != nil || len(der) == 0 {
+		return nil, err
+	}
+	g.mu.Lock()
+	held := e.held
+	g.mu.Unlock()
+	if held != nil && bytes.Equal(der, held.der) {
+		return held, nil
+	}
+	r, err := e.verify(issuer, der)
+	if err != nil {
+		g.mu.Lock()
+		g.log(slog.LevelDebug, "a cached OCSP response was refused", e, slog.Any("error", err))
+		g.mu.Unlock()
+		return nil, nil
+	}
+	return r, nil
+}
+
+// save writes the response held to the cache, unless it is there.
+func (e *entry) save() {
+	g := e.engine
+	g.mu.Lock()
+	r, ctx := e.held, g.store
+	stored := e.stored
+	g.mu.Unlock()
+	if g.cache == nil || r == nil || stored {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	err := g.cache.Put(ctx, e.cacheKey(), r.der)
+	g.reportCache(writing, err)
+	if err == nil {
+		g.mu.Lock()
+		if e.held == r {
+			e.stored = true
+		}
+		g.mu.Unlock()
+	}
+}
