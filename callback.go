@@ -308,7 +308,7 @@ func (g *engine) heed(s *sighting, cert *tls.Certificate) {
 		g.mu.Lock()
 		if end := carriedEnd(cert.OCSPStaple, e.leaf); e.held == nil && !end.IsZero() {
 			c.setStaple(cert.OCSPStaple, end)
-			e.carried = append(e.carried[:0], cert.OCSPStaple)
+			g.carried[e] = [][]byte{cert.OCSPStaple}
 		}
 		g.mu.Unlock()
 		return

@@ -158,7 +158,7 @@ func (d *driver) noticeClock(now time.Time) {
 	}, now)
 	for _, e := range g.entries {
 		switch {
-		case e.held != nil && e.held.thisUpdate.After(now.Add(clockSkew)):
+		case e.held != nil && wall.Time(e.held.thisUpdate).After(now.Add(clockSkew)):
 			e.held = nil // of a time that turned out to be wrong
 			e.unstaple()
 			e.final = false
@@ -168,7 +168,7 @@ func (d *driver) noticeClock(now time.Time) {
 			e.final = false
 			g.schedule.Start(&e.item, now)
 		}
-		if e.held != nil && now.Before(e.held.end) {
+		if e.held != nil && e.held.current() {
 			for _, c := range e.handles {
 				if _, stapled := c.current(); !stapled { // a handshake found it ended, by a clock that was wrong
 					e.publishTo(c)

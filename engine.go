@@ -51,6 +51,7 @@ type engine struct {
 	added   *index // of the handles that Add made; nil: nobody has asked
 
 	registered map[*owner][]*Certificate // the handles of Certificates of configurations
+	carried    map[*entry][][]byte       // staples that came with the handles and are still to be verified
 
 	schedule *schedule.Schedule
 	driver   driver
@@ -77,6 +78,7 @@ func newEngine(s *Stapler) *engine {
 		stapleRevoked: s.StapleRevoked,
 		entries:       make(map[[sha256.Size]byte]*entry),
 		registered:    make(map[*owner][]*Certificate),
+		carried:       make(map[*entry][][]byte),
 	}
 	if g.fetcher == nil {
 		g.fetcher = new(HTTPFetcher)
@@ -159,7 +161,7 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 		}
 	}
 	if len(carried) > 0 {
-		e.carried = append(e.carried, carried)
+		g.carried[e] = append(g.carried[e], carried)
 	}
 	switch {
 	case e.held != nil:
@@ -220,6 +222,7 @@ func (g *engine) drop(c *Certificate) {
 	if len(e.handles) == 0 {
 		e.gone = true
 		delete(g.entries, e.key)
+		delete(g.carried, e)
 		g.schedule.Remove(&e.item, wall.Now())
 		if e.cancel != nil {
 			e.cancel()
@@ -270,7 +273,7 @@ func (g *engine) preload(handles []*Certificate) {
 	ctx, cancel := context.WithTimeout(g.ctx, preloadTimeout)
 	defer cancel()
 	g.mu.Lock()
-	carrying := slices.DeleteFunc(slices.Clone(handles), func(c *Certificate) bool { return len(c.entry.carried) == 0 })
+	carrying := slices.DeleteFunc(slices.Clone(handles), func(c *Certificate) bool { return len(g.carried[c.entry]) == 0 })
 	g.mu.Unlock()
 	g.each(ctx, carrying, func(e *entry) { e.adoptCarried(e.localIssuer()) })
 	if g.cache == nil {

@@ -1,6 +1,7 @@
 package staple
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -11,7 +12,6 @@ import (
 	"log/slog"
 	"slices"
 	"sync/atomic"
-	"time"
 
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/wall"
@@ -36,7 +36,6 @@ type entry struct {
 	item      schedule.Item
 	handles   []*Certificate // oldest first
 	issuer    *x509.Certificate
-	carried   [][]byte           // staples that came with the handles and are still to be verified
 	held      *response          // the newest accepted, also past its end; nil: none yet
 	cancel    context.CancelFunc // of the round under way
 	gone      bool               // no handle is left
@@ -45,35 +44,36 @@ type entry struct {
 	forced    bool               // Refresh was called
 	settled   bool               // the first round has ended
 	deferrals uint8              // in a row, because another process had the lock
-	rounds    uint               // ended
-	failures  int
+	rounds    uint32             // ended
+	failures  int32
 	err       error
 	responder string
 	changed   signal
 }
 
-// A response is one that the Verifier accepted. It never changes.
+// A response is one that the Verifier accepted. It never changes. Its times are in Unix microseconds.
 type response struct {
 	der                    []byte
-	thisUpdate, producedAt time.Time
-	until                  time.Time // by the Verifier
-	end                    time.Time // until, or the leaf's NotAfter if that is earlier
+	thisUpdate, producedAt int64
+	until                  int64 // by the Verifier
+	end                    int64 // until, or the leaf's NotAfter if that is earlier
 	revoked                bool
 }
 
 // newer reports whether r supersedes old.
 func (r *response) newer(old *response) bool {
-	if c := r.thisUpdate.Compare(old.thisUpdate); c != 0 {
-		return c > 0
-	}
-	if c := r.producedAt.Compare(old.producedAt); c != 0 {
-		return c > 0
-	}
-	if c := r.end.Compare(old.end); c != 0 {
+	if c := cmp.Or(
+		cmp.Compare(r.thisUpdate, old.thisUpdate),
+		cmp.Compare(r.producedAt, old.producedAt),
+		cmp.Compare(r.end, old.end),
+	); c != 0 {
 		return c > 0
 	}
 	return r.revoked && !old.revoked
 }
+
+// current reports whether r has not ended.
+func (r *response) current() bool { return wall.Micro() < r.end }
 
 func newEntry(g *engine, leaf *x509.Certificate, key [sha256.Size]byte) *entry {
 	e := &entry{engine: g, key: key, leaf: leaf, mustStaple: mustStaple(leaf), until: wall.MicroOf(wall.Now().Add(mustStapleFor))}
@@ -110,18 +110,15 @@ func (e *entry) verify(issuer *x509.Certificate, der []byte) (*response, error) 
 	}
 	r := &response{
 		der:        der,
-		thisUpdate: thisUpdate.Round(0),
-		producedAt: p.ProducedAt.Round(0),
-		until:      until.Round(0),
-		end:        until.Round(0),
+		thisUpdate: wall.MicroOf(thisUpdate),
+		producedAt: wall.MicroOf(p.ProducedAt),
+		until:      wall.MicroOf(until),
+		end:        min(wall.MicroOf(until), wall.MicroOf(e.leaf.NotAfter)),
 		revoked:    p.Status == ocsp.Revoked,
 	}
-	if e.leaf.NotAfter.Before(r.end) {
-		r.end = e.leaf.NotAfter
-	}
-	if !now.Before(r.end) {
+	if !r.current() {
 		return nil, &VerifyError{Reason: ReasonExpired, Leaf: e.leaf,
-			Err: fmt.Errorf("the response, or the certificate, ended at %s", r.end.Format(time.RFC3339))}
+			Err: fmt.Errorf("the response, or the certificate, ended at %s", utc(wall.Time(r.end)))}
 	}
 	return r, nil
 }
@@ -147,7 +144,7 @@ func (e *entry) publishTo(c *Certificate) {
 	if e.held.revoked && !e.engine.stapleRevoked {
 		c.unstaple()
 	} else {
-		c.setStaple(e.held.der, e.held.end)
+		c.setStaple(e.held.der, wall.Time(e.held.end))
 	}
 }
 
@@ -161,8 +158,8 @@ func (e *entry) unstaple() {
 // holding is r as the schedule wants to know it. Nobody is told that a staple ends together with
 // its certificate, since no successor is wanted.
 func (e *entry) holding(r *response) schedule.Held {
-	return schedule.Held{ThisUpdate: r.thisUpdate, Until: r.until, End: r.end, Revoked: r.revoked,
-		Quiet: r.revoked && !e.engine.stapleRevoked || r.end.Before(r.until)}
+	return schedule.Held{ThisUpdate: wall.Time(r.thisUpdate), Until: wall.Time(r.until), End: wall.Time(r.end),
+		Revoked: r.revoked, Quiet: r.revoked && !e.engine.stapleRevoked || r.end < r.until}
 }
 
 // adopt takes r, which came from the cache or with the certificate, if it is newer
@@ -189,9 +186,9 @@ func (e *entry) adopt(r *response, stored bool) {
 func (e *entry) adoptCarried(issuer *x509.Certificate) {
 	g := e.engine
 	g.mu.Lock()
-	carried := e.carried
+	carried := g.carried[e]
 	if issuer != nil {
-		e.carried = nil
+		delete(g.carried, e)
 	} else if e.held == nil {
 		for _, c := range e.handles {
 			for _, der := range carried {

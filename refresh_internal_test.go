@@ -14,7 +14,7 @@ func TestNewerIsLaterThisUpdateThenProducedAtThenEndAndRevokedWinsATie(t *testin
 	at := func(this, produced, end int, revoked bool) *response {
 		base := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 		hour := func(n int) time.Time { return base.Add(time.Duration(n) * time.Hour) }
-		return &response{thisUpdate: hour(this), producedAt: hour(produced), end: hour(end), revoked: revoked}
+		return &response{thisUpdate: hour(this).UnixMicro(), producedAt: hour(produced).UnixMicro(), end: hour(end).UnixMicro(), revoked: revoked}
 	}
 	ascending := []*response{
 		at(1, 5, 9, true), at(2, 2, 3, false), at(2, 3, 1, true), at(2, 3, 3, false), at(2, 3, 3, true), at(3, 0, 0, false),

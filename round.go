@@ -224,7 +224,7 @@ func (r *round) fetch() outcome {
 	switch {
 	case a.taken != nil && a.taken != a.held:
 		o.response = a.taken
-	case a.taken != nil, a.older > 0 && a.refused == 0 && a.held != nil && wall.Now().Before(a.held.end):
+	case a.taken != nil, a.older > 0 && a.refused == 0 && a.held != nil && a.held.current():
 		// Nothing newer is to be had, which is not a failure.
 	case errors.Is(err, ErrNoResponder):
 		o.err, o.final = err, true
@@ -257,7 +257,7 @@ func (a *acceptor) accept(der []byte) error {
 	g.mu.Lock()
 	a.held = a.entry.held
 	g.mu.Unlock()
-	if a.held != nil && bytes.Equal(der, a.held.der) && wall.Now().Before(a.held.end) {
+	if a.held != nil && bytes.Equal(der, a.held.der) && a.held.current() {
 		a.last = a.held.der
 		if a.taken == nil {
 			a.taken = a.held
@@ -271,8 +271,8 @@ func (a *acceptor) accept(der []byte) error {
 	}
 	if a.held != nil && a.held.newer(r) {
 		a.older++
-		return fmt.Errorf("staple: thisUpdate %s: %w, of %s", r.thisUpdate.Format(time.RFC3339), errOlder,
-			a.held.thisUpdate.Format(time.RFC3339))
+		return fmt.Errorf("staple: thisUpdate %s: %w, of %s", utc(wall.Time(r.thisUpdate)), errOlder,
+			utc(wall.Time(a.held.thisUpdate)))
 	}
 	a.last = r.der
 	switch {

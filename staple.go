@@ -300,7 +300,7 @@ func (c *Certificate) Wait(ctx context.Context) error {
 			final = nil
 		case c.removed || g.closed:
 			final = fmt.Errorf("staple: %s: %w", describe(e.leaf), ErrClosed)
-		case e.held != nil && e.held.revoked && wall.Now().Before(e.held.end):
+		case e.held != nil && e.held.revoked && e.held.current():
 			final = fmt.Errorf("staple: %s: %w", describe(e.leaf), ErrRevoked)
 		case e.final:
 			final = e.err
@@ -378,14 +378,14 @@ func (c *Certificate) status() Status {
 		NextRefresh:         g.driver.next(e),
 		LastAttempt:         e.item.Began(),
 		Responder:           e.responder,
-		Failures:            e.failures,
+		Failures:            int(e.failures),
 		UnstapledHandshakes: e.unstapled.Load(),
 		Err:                 e.err,
 	}
 	if e.held != nil {
 		st.Revoked = e.held.revoked
-		st.ThisUpdate = e.held.thisUpdate
-		st.Expires = e.held.end
+		st.ThisUpdate = wall.Time(e.held.thisUpdate)
+		st.Expires = wall.Time(e.held.end)
 	}
 	return st
 }

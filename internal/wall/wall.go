@@ -20,6 +20,9 @@ func MicroOf(t time.Time) int64 {
 	return min(max(t.Unix(), 1), year9999)*1e6 + int64(t.Nanosecond()/1e3)
 }
 
+// Time returns the time of MicroOf, in UTC.
+func Time(micro int64) time.Time { return time.UnixMicro(micro).UTC() }
+
 // Set makes f the clock, for tests, and returns what puts the system's back. Nobody may read the
 // clock meanwhile.
 func Set(f func() time.Time) (restore func()) {
