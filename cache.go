@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/go-staple/staple/internal/ocspder"
 )
 
 // ErrCacheMiss is returned by a [Cache] for a key that it does not hold.
@@ -302,7 +304,7 @@ func (d DirCache) sweep() {
 			}
 		case isCacheKey(f.Name()) && age > goneAge:
 			data, _ := readRegular(name)
-			if end := claimedEnd(data, nil); !end.IsZero() && now.Sub(end) > goneAge {
+			if end := ocspder.ClaimedEnd(data, nil, defaultMaxAge); !end.IsZero() && now.Sub(end) > goneAge {
 				os.Remove(name)
 			}
 		}

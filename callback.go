@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-staple/staple/internal/muststaple"
+	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/wall"
 )
 
@@ -330,7 +332,7 @@ func (g *engine) serveUnknown(cert *tls.Certificate, hello *tls.ClientHelloInfo)
 	switch {
 	case err != nil, wall.Now().Before(carriedEnd(cert.OCSPStaple, leaf)):
 		return cert, nil
-	case hello != nil && g.requireStaple && mustStaple(leaf) && wantsStaple(hello):
+	case hello != nil && g.requireStaple && muststaple.Is(leaf) && wantsStaple(hello):
 		return nil, errNoStaple(leaf)
 	}
 	clone := *cert
@@ -344,30 +346,9 @@ func carriedEnd(der []byte, leaf *x509.Certificate) time.Time {
 	if len(der) == 0 {
 		return time.Time{}
 	}
-	end := claimedEnd(der, leaf)
+	end := ocspder.ClaimedEnd(der, leaf, defaultMaxAge)
 	if leaf.NotAfter.Before(end) {
 		end = leaf.NotAfter
 	}
 	return end
-}
-
-// claimedEnd returns the end of a response, by its own account, and only what it
-// says of leaf unless that is nil; zero if there is nothing to go by.
-func claimedEnd(der []byte, leaf *x509.Certificate) (latest time.Time) {
-	_, err := readResponse(der, func(s single) {
-		if leaf != nil && !bytes.Equal(s.serial, integer(leaf.SerialNumber)) {
-			return
-		}
-		end := s.nextUpdate
-		if !s.hasNextUpdate {
-			end = s.thisUpdate.Add(defaultMaxAge)
-		}
-		if end.After(latest) {
-			latest = end
-		}
-	})
-	if err != nil {
-		return time.Time{}
-	}
-	return latest
 }

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"sync/atomic"
 
+	"github.com/go-staple/staple/internal/muststaple"
+	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/wall"
 	"golang.org/x/crypto/ocsp"
@@ -76,7 +78,7 @@ func (r *response) newer(old *response) bool {
 func (r *response) current() bool { return wall.Micro() < r.end }
 
 func newEntry(g *engine, leaf *x509.Certificate, key [sha256.Size]byte) *entry {
-	e := &entry{engine: g, key: key, leaf: leaf, mustStaple: mustStaple(leaf), until: wall.MicroOf(wall.Now().Add(mustStapleFor))}
+	e := &entry{engine: g, key: key, leaf: leaf, mustStaple: muststaple.Is(leaf), until: wall.MicroOf(wall.Now().Add(mustStapleFor))}
 	e.item.Owner = e
 	return e
 }
@@ -118,7 +120,7 @@ func (e *entry) verify(issuer *x509.Certificate, der []byte) (*response, error) 
 	}
 	if !r.current() {
 		return nil, &VerifyError{Reason: ReasonExpired, Leaf: e.leaf,
-			Err: fmt.Errorf("the response, or the certificate, ended at %s", utc(wall.Time(r.end)))}
+			Err: fmt.Errorf("the response, or the certificate, ended at %s", name.Time(wall.Time(r.end)))}
 	}
 	return r, nil
 }
@@ -300,7 +302,7 @@ func (e *entry) noted(n schedule.Notice) {
 		e.settled = true
 		e.failures++
 		e.err = fmt.Errorf("no OCSP response for %s: nobody was asked so far, since requests about others have failed: %w",
-			describe(e.leaf), n.Err)
+			name.Of(e.leaf), n.Err)
 		g.emit(e, Event{Kind: EventFailed, Err: e.err})
 		e.changed.broadcast()
 	}
@@ -335,7 +337,7 @@ func (e *entry) unstapledHandshake(hello *tls.ClientHelloInfo) error {
 }
 
 func errNoStaple(leaf *x509.Certificate) error {
-	return fmt.Errorf("staple: handshake refused: no valid OCSP response is held for %s, which is Must-Staple", describe(leaf))
+	return fmt.Errorf("staple: handshake refused: no valid OCSP response is held for %s, which is Must-Staple", name.Of(leaf))
 }
 
 // shown reports whether cert is what one of the handles returns without a staple, with engine.mu held.

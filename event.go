@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"time"
+
+	"github.com/go-staple/staple/internal/name"
 )
 
 // An EventKind tells what an [Event] is about.
@@ -172,7 +174,7 @@ func (g *engine) log(level slog.Level, message string, e *entry, attrs ...slog.A
 		if !g.logger.Enabled(context.Background(), level) {
 			return
 		}
-		attrs = append([]slog.Attr{slog.String("certificate", describe(e.leaf))}, attrs...)
+		attrs = append([]slog.Attr{slog.String("certificate", name.Of(e.leaf))}, attrs...)
 		g.logger.LogAttrs(context.Background(), level, "staple: "+message, attrs...)
 	})
 }

@@ -25,6 +25,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/go-staple/staple/internal/exhaustive"
 	"github.com/go-staple/staple/internal/race"
 	"github.com/go-staple/staple/internal/wall"
 	"github.com/go-staple/staple/stapletest"
@@ -506,7 +507,7 @@ func distinctLeaves(w *world) func() []byte {
 
 func TestAMillionCertificatesThroughACallbackLeaveMemoryBounded(t *testing.T) {
 	total, inASecond := 30000, 500
-	if *exhaustive {
+	if exhaustive.Enabled() {
 		total = 1000000
 	}
 	synctest.Test(t, func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/wall"
 )
@@ -155,7 +156,7 @@ func (r *round) findIssuer() (o outcome) {
 		o.err = errors.Join(ErrNoIssuer, o.err)
 	}
 	o.err = fmt.Errorf("staple: nobody is known who issued %s; put the issuer's certificate into the chain, "+
-		"after the leaf, or into Stapler.Issuers: %w", describe(r.leaf), o.err)
+		"after the leaf, or into Stapler.Issuers: %w", name.Of(r.leaf), o.err)
 	return o
 }
 
@@ -229,7 +230,7 @@ func (r *round) fetch() outcome {
 	case errors.Is(err, ErrNoResponder):
 		o.err, o.final = err, true
 	default:
-		o.err = fmt.Errorf("no OCSP response for %s: %w", describe(r.leaf), err)
+		o.err = fmt.Errorf("no OCSP response for %s: %w", name.Of(r.leaf), err)
 	}
 	return o
 }
@@ -271,8 +272,8 @@ func (a *acceptor) accept(der []byte) error {
 	}
 	if a.held != nil && a.held.newer(r) {
 		a.older++
-		return fmt.Errorf("staple: thisUpdate %s: %w, of %s", utc(wall.Time(r.thisUpdate)), errOlder,
-			utc(wall.Time(a.held.thisUpdate)))
+		return fmt.Errorf("staple: thisUpdate %s: %w, of %s", name.Time(wall.Time(r.thisUpdate)), errOlder,
+			name.Time(wall.Time(a.held.thisUpdate)))
 	}
 	a.last = r.der
 	switch {
@@ -292,7 +293,7 @@ func (e *entry) refresh(ctx context.Context, c *Certificate) error {
 	g.mu.Lock()
 	if c.removed || g.closed {
 		g.mu.Unlock()
-		return fmt.Errorf("staple: %s: %w", describe(e.leaf), ErrClosed)
+		return fmt.Errorf("staple: %s: %w", name.Of(e.leaf), ErrClosed)
 	}
 	target := e.rounds + 1
 	e.forced, e.final = true, false
@@ -305,7 +306,7 @@ func (e *entry) refresh(ctx context.Context, c *Certificate) error {
 		case e.rounds >= target:
 			result = e.err
 		case c.removed || g.closed:
-			result = fmt.Errorf("staple: %s: %w", describe(e.leaf), ErrClosed)
+			result = fmt.Errorf("staple: %s: %w", name.Of(e.leaf), ErrClosed)
 		default:
 			return false
 		}

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/wall"
 )
 
@@ -111,7 +112,7 @@ func (s *Stapler) Add(cert tls.Certificate) (*Certificate, error) {
 	c := newCertificate(&cert, leaf)
 	c.kind = g.kinds.of(&cert)
 	if !g.register(c, leaf, cert.OCSPStaple, true) {
-		return nil, fmt.Errorf("staple: cannot add %s: %w", describe(leaf), ErrClosed)
+		return nil, fmt.Errorf("staple: cannot add %s: %w", name.Of(leaf), ErrClosed)
 	}
 	g.preload([]*Certificate{c})
 	g.launch(c)
@@ -131,7 +132,7 @@ func (s *Stapler) Wait(ctx context.Context) error {
 				return nil
 			}
 			return errors.Join(err, fmt.Errorf("staple: no first OCSP response yet for %s (%d certificates wait)",
-				describe(missing[0].leaf), len(missing)))
+				name.Of(missing[0].leaf), len(missing)))
 		}
 	}
 	return nil
@@ -299,9 +300,9 @@ func (c *Certificate) Wait(ctx context.Context) error {
 		case stapled:
 			final = nil
 		case c.removed || g.closed:
-			final = fmt.Errorf("staple: %s: %w", describe(e.leaf), ErrClosed)
+			final = fmt.Errorf("staple: %s: %w", name.Of(e.leaf), ErrClosed)
 		case e.held != nil && e.held.revoked && e.held.current():
-			final = fmt.Errorf("staple: %s: %w", describe(e.leaf), ErrRevoked)
+			final = fmt.Errorf("staple: %s: %w", name.Of(e.leaf), ErrRevoked)
 		case e.final:
 			final = e.err
 		default:
@@ -399,7 +400,7 @@ func parseChain(cert *tls.Certificate) (*x509.Certificate, error) {
 	}
 	for i, der := range cert.Certificate[1:] {
 		if _, err := intern(der); err != nil {
-			return nil, fmt.Errorf("staple: certificate %d in the chain of %s does not parse: %w", i+1, describe(leaf), err)
+			return nil, fmt.Errorf("staple: certificate %d in the chain of %s does not parse: %w", i+1, name.Of(leaf), err)
 		}
 	}
 	return leaf, nil

@@ -1,69 +1,273 @@
-package staple
+package staple_test
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
-	"errors"
 	"flag"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
-	"strconv"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/exhaustive"
+	"github.com/go-staple/staple/internal/scene"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
 )
 
+func TestOneVerifierForManyGoroutines(t *testing.T) {
+	v := new(staple.ResponseVerifier)
+	scenes := []scene.Scene{scene.New(), scene.New()}
+	var ders [][]byte
+	for _, s := range scenes {
+		d := s.CA.Delegate(stapletest.DelegateOptions{})
+		ders = append(ders, s.SignedBy(d, d.Certificate))
+	}
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for j := range 20 {
+				k := (i + j) % 2
+				if _, _, err := verify(scenes[k], v, ders[k]); err != nil {
+					t.Error(err)
+				}
+				if _, _, err := verify(scenes[k], v, ders[1-k]); err == nil {
+					t.Error("accepted for another CA's leaf")
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestTheResultIsFilledInAsByXCrypto(t *testing.T) {
+	for kind, ca := range scene.Kinds() {
+		if kind == "Ed25519" {
+			continue // which x/crypto does not know
+		}
+		leaf := ca.Leaf(stapletest.LeafOptions{}).Leaf
+		now := time.Now()
+		for _, delegated := range []bool{false, true} {
+			for _, status := range []int{ocsp.Good, ocsp.Revoked, ocsp.Unknown} {
+				t.Run(fmt.Sprintf("%s, delegated %v, status %d", kind, delegated, status), func(t *testing.T) {
+					r := stapletest.NewResponse(ca, leaf)
+					r.ByName = status == ocsp.Good
+					single := &r.Singles[0]
+					single.Status, single.RevokedAt, single.Reason = status, now.Add(-scene.Day), ocsp.CessationOfOperation
+					single.Hash = []crypto.Hash{crypto.SHA256, crypto.SHA384, crypto.SHA512}[status]
+					single.Extensions = []pkix.Extension{scene.Extension(false, 1, 2, 3), scene.Extension(false, scene.SCTList...)}
+					r.Extensions = []pkix.Extension{scene.Extension(false, 1, 2, 3)}
+					if delegated {
+						r.Signer = ca.Delegate(stapletest.DelegateOptions{})
+					}
+					der := r.DER()
+					want, err := ocsp.ParseResponseForCert(der, leaf, ca.Issuer)
+					require.NoError(t, err)
+					got, _, err := new(staple.ResponseVerifier).Verify(der, leaf, ca.Issuer, now)
+					require.NoError(t, err)
+					require.Equal(t, want, got)
+					require.NoError(t, ocspSignature(got, ca.Issuer))
+				})
+			}
+		}
+	}
+}
+
+// ocspSignature checks r as the users of x/crypto do.
+func ocspSignature(r *ocsp.Response, issuer *x509.Certificate) error {
+	if r.Certificate != nil {
+		return r.CheckSignatureFrom(r.Certificate)
+	}
+	return r.CheckSignatureFrom(issuer)
+}
+
+func TestTheCertificateOfTheResult(t *testing.T) {
+	s := scene.New()
+	d := s.CA.Delegate(stapletest.DelegateOptions{})
+	for _, test := range []struct {
+		name string
+		der  []byte
+		want *x509.Certificate
+	}{
+		{"none if the issuer signs", s.Response(nil), nil},
+		{"none if it embeds others", s.SignedBy(s.CA.Signer(), d.Certificate, s.CA.Root), nil},
+		{"the issuer's if it embeds itself", s.SignedBy(s.CA.Signer(), s.CA.Root, s.CA.Issuer), s.CA.Issuer},
+		{"the delegate's", s.SignedBy(d, d.Certificate), d.Certificate},
+		{"the delegate's behind others", s.SignedBy(d, s.CA.Root, s.CA.Issuer, s.Leaf, d.Certificate), d.Certificate},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r, _, err := verify(s, new(staple.ResponseVerifier), test.der)
+			require.NoError(t, err)
+			if test.want == nil {
+				require.Nil(t, r.Certificate)
+				return
+			}
+			require.NotNil(t, r.Certificate)
+			require.Equal(t, test.want.Raw, r.Certificate.Raw)
+		})
+	}
+}
+
+func TestNoCorruptionIsAccepted(t *testing.T) {
+	for _, k := range []stapletest.KeyType{stapletest.ECDSAP256, stapletest.RSA2048, stapletest.Ed25519} {
+		ca := stapletest.NewCA(stapletest.CAOptions{KeyType: k, Intermediate: true})
+		s := scene.Scene{CA: ca, Leaf: ca.Leaf(stapletest.LeafOptions{}).Leaf, Now: time.Now()}
+		d := ca.Delegate(stapletest.DelegateOptions{KeyType: k})
+		for name, der := range map[string][]byte{
+			k.String() + " direct":    s.Response(nil),
+			k.String() + " delegated": s.SignedBy(d, d.Certificate),
+			k.String() + " embedded":  s.SignedBy(ca.Signer(), ca.Issuer),
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				v := new(staple.ResponseVerifier)
+				_, _, err := verify(s, v, der)
+				require.NoError(t, err)
+				for i := range der {
+					if _, _, err := verify(s, v, der[:i]); err == nil {
+						t.Errorf("accepted when cut off after %d bytes", i)
+					}
+				}
+				flips := []byte{0x01, 0x80, 0xff}
+				if exhaustive.Enabled() {
+					flips = flips[:0]
+					for x := 1; x < 256; x++ {
+						flips = append(flips, byte(x))
+					}
+				}
+				corrupt := bytes.Clone(der)
+				for i := range corrupt {
+					for _, x := range flips {
+						corrupt[i] ^= x
+						if _, _, err := verify(s, v, corrupt); err == nil {
+							t.Errorf("accepted with byte %d turned from %#02x into %#02x", i, der[i], corrupt[i])
+						}
+						corrupt[i] = der[i]
+					}
+				}
+			})
+		}
+	}
+}
+
+// A response of 1 MiB, however nasty, costs a few milliseconds and little memory.
+func TestHostileResponsesAreCheap(t *testing.T) {
+	const size = 1 << 20
+	s := scene.New()
+	good := s.Response(nil)
+	d := s.CA.Delegate(stapletest.DelegateOptions{})
+	repeat := func(der []byte) []byte { return bytes.Repeat(der, size/len(der)) }
+	wrap := func(tag byte, content []byte) []byte {
+		n := len(content)
+		return append([]byte{tag, 0x83, byte(n >> 16), byte(n >> 8), byte(n)}, content...)
+	}
+	certs := func(der []byte) []byte {
+		return s.Response(func(r *stapletest.Response) {
+			r.Signer = &stapletest.Signer{Certificate: d.Certificate, Key: s.CA.Key}
+			r.Tamper = func(element string, was []byte) []byte {
+				if element == "certs" {
+					return wrap(0xa0, wrap(0x30, repeat(der)))
+				}
+				return was
+			}
+		})
+	}
+	inside := func(name string, der []byte) []byte {
+		return s.Response(func(r *stapletest.Response) {
+			tamper := func(element string, was []byte) []byte {
+				if element == name {
+					return der
+				}
+				return was
+			}
+			r.Tamper, r.Singles[0].Tamper = tamper, tamper
+		})
+	}
+	single := func(edit func(*stapletest.Single)) (der []byte) {
+		s.Response(func(r *stapletest.Response) {
+			edit(&r.Singles[0])
+			r.Singles[0].Tamper = func(element string, was []byte) []byte {
+				if element == "singleResponse" {
+					der = was
+				}
+				return was
+			}
+		})
+		return der
+	}
+	forged := stapletest.NewCA(stapletest.CAOptions{})
+	forged.Issuer = &x509.Certificate{RawSubject: s.CA.Issuer.RawSubject}
+	lookalike := forged.Delegate(stapletest.DelegateOptions{Template: func(c *x509.Certificate) { c.RawSubject = d.Certificate.RawSubject }})
+	var many []pkix.Extension
+	for i := range 16 {
+		many = append(many, scene.Extension(false, 1, 2, 3, i))
+	}
+	for name, der := range map[string][]byte{
+		"empty SEQUENCEs for certificates": certs([]byte{0x30, 0}),
+		"the delegate over and over":       certs(d.Certificate.Raw),
+		"look-alikes":                      certs(lookalike.Certificate.Raw),
+		"siblings":                         certs(s.Leaf.Raw),
+		"one huge certificate":             certs(wrap(0x30, make([]byte, size-9))),
+		"singles about others":             inside("responses", wrap(0x30, repeat(single(func(s *stapletest.Single) { s.Serial = big.NewInt(1) })))),
+		"singles about the leaf":           inside("responses", wrap(0x30, repeat(single(func(*stapletest.Single) {})))),
+		"singles with our serial number": inside("responses", wrap(0x30, repeat(single(func(s *stapletest.Single) {
+			s.IssuerKeyHash = make([]byte, 20)
+		})))),
+		"singles with extensions": inside("responses", wrap(0x30, repeat(single(func(s *stapletest.Single) { s.Extensions = many })))),
+		"extensions":              inside("responseExtensions", wrap(0xa1, wrap(0x30, repeat([]byte{0x30, 5, 6, 1, 42, 4, 0})))),
+		"a huge extension":        inside("singleExtensions", wrap(0xa1, wrap(0x30, wrap(0x30, append([]byte{6, 1, 42}, wrap(4, make([]byte, size))...))))),
+		"a huge serial number":    inside("serialNumber", wrap(2, bytes.Repeat([]byte{1}, size))),
+		"a huge OID":              inside("hashAlgorithm", wrap(0x30, wrap(6, bytes.Repeat([]byte{0x81}, size)))),
+		"a huge response type":    inside("responseType", wrap(6, bytes.Repeat([]byte{1}, size))),
+		"a huge responderID":      inside("responderID", wrap(0xa1, wrap(0x30, make([]byte, size)))),
+		"a huge time":             inside("thisUpdate", wrap(0x18, make([]byte, size))),
+		"a huge signature":        inside("signature", wrap(3, make([]byte, size))),
+		"a huge salt":             inside("signatureAlgorithm", wrap(0x30, append([]byte{6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 0x0a}, wrap(0x30, wrap(0xa2, wrap(2, make([]byte, size))))...))),
+		"zeros":                   make([]byte, size),
+		"all of it trailing":      append(good, make([]byte, size)...),
+		"nested SEQUENCEs":        bytes.Repeat([]byte{0x30, 0x80}, size/2),
+	} {
+		t.Run(name, func(t *testing.T) {
+			best := time.Hour
+			var before, after runtime.MemStats
+			for range 3 {
+				runtime.ReadMemStats(&before)
+				start := time.Now()
+				verify(s, new(staple.ResponseVerifier), der)
+				best = min(best, time.Since(start))
+				runtime.ReadMemStats(&after)
+			}
+			allocated := after.TotalAlloc - before.TotalAlloc
+			t.Logf("%d bytes: %v, %d bytes allocated", len(der), best, allocated)
+			require.Less(t, allocated, uint64(256<<10))
+		})
+	}
+}
+
 var update = flag.Bool("update", false, "make testdata/verify.pem and the corpora in testdata/fuzz anew")
 
-// fuzzTime is when the corpora were made, by the clock of a synctest bubble.
-var fuzzTime = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
-
 const corpus = "testdata/fuzz/FuzzVerify"
-
-// fixture reads the issuer and the leaf that the corpora are about, and their responses.
-func fixture(t testing.TB) (s scene, responses map[string][]byte) {
-	t.Helper()
-	text, err := os.ReadFile("testdata/verify.pem")
-	require.NoError(t, err)
-	var certs []*x509.Certificate
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		c, err := x509.ParseCertificate(block.Bytes)
-		require.NoError(t, err)
-		certs = append(certs, c)
-	}
-	require.Len(t, certs, 2)
-	responses = map[string][]byte{}
-	files, err := filepath.Glob(corpus + "/*-*")
-	require.NoError(t, err)
-	require.NotEmpty(t, files)
-	for _, file := range files {
-		text, err := os.ReadFile(file)
-		require.NoError(t, err)
-		line, ok := strings.CutPrefix(string(text), "go test fuzz v1\n[]byte(")
-		require.True(t, ok, file)
-		der, err := strconv.Unquote(strings.TrimSuffix(line, ")\n"))
-		require.NoError(t, err, file)
-		responses[filepath.Base(file)] = []byte(der)
-	}
-	return scene{ca: &stapletest.CA{Issuer: certs[0]}, leaf: certs[1], now: fuzzTime}, responses
-}
 
 // The corpora are responses of today's stapletest; tomorrow's verifier must judge them in the same way.
 func TestCorpus(t *testing.T) {
 	if *update {
 		updateCorpus(t)
 	}
-	s, responses := fixture(t)
+	s, responses := scene.Fixture(t, "testdata")
 	accepted, refused := 0, 0
 	for name, der := range responses {
-		_, _, err := s.verify(new(ResponseVerifier), der)
+		_, _, err := verify(s, new(staple.ResponseVerifier), der)
 		switch kind, _, _ := strings.Cut(name, "-"); kind {
 		case "oddity":
 			require.NoError(t, err, name)
@@ -79,7 +283,7 @@ func TestCorpus(t *testing.T) {
 
 func updateCorpus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		require.True(t, time.Now().Equal(fuzzTime))
+		require.True(t, time.Now().Equal(scene.FixtureTime))
 		ca := stapletest.NewCA(stapletest.CAOptions{Intermediate: true})
 		leaf := ca.Leaf(stapletest.LeafOptions{}).Leaf
 		var certs []byte
@@ -111,100 +315,62 @@ func updateCorpus(t *testing.T) {
 
 // Nothing is accepted but what the issuer, or its delegate, signed, and nothing panics.
 func FuzzVerify(f *testing.F) {
-	s, responses := fixture(f)
+	s, responses := scene.Fixture(f, "testdata")
 	signed := map[string]bool{}
-	v := new(ResponseVerifier)
+	v := new(staple.ResponseVerifier)
 	for _, der := range responses {
-		if r, _, err := s.verify(v, der); err == nil {
+		if r, _, err := verify(s, v, der); err == nil {
 			signed[string(r.TBSResponseData)] = true
 		}
 	}
 	f.Fuzz(func(t *testing.T, der []byte) {
 		was := bytes.Clone(der)
-		r, end, err := s.verify(v, der)
+		r, end, err := verify(s, v, der)
 		require.Equal(t, was, der, "the input was changed")
 		if err != nil {
-			var refusal *VerifyError
+			var refusal *staple.VerifyError
 			require.ErrorAs(t, err, &refusal)
-			refused(t, min(max(refusal.Reason, ReasonMalformed), ReasonUnsupportedAlgorithm), s.leaf, r, end, err)
+			refused(t, min(max(refusal.Reason, staple.ReasonMalformed), staple.ReasonUnsupportedAlgorithm), s.Leaf, r, end, err)
 			return
 		}
 		require.True(t, signed[string(r.TBSResponseData)], "a forgery was accepted")
-		require.True(t, end.After(fuzzTime))
-		require.Zero(t, r.SerialNumber.Cmp(s.leaf.SerialNumber))
+		require.True(t, end.After(scene.FixtureTime))
+		require.Zero(t, r.SerialNumber.Cmp(s.Leaf.SerialNumber))
 		require.Contains(t, []int{ocsp.Good, ocsp.Revoked, ocsp.Unknown}, r.Status)
 		require.Equal(t, der, r.Raw)
 	})
 }
 
-// What is read is one whole response, and no byte more.
-func FuzzParseResponse(f *testing.F) {
-	_, responses := fixture(f)
-	for _, der := range responses {
-		f.Add(der)
+// BenchmarkVerify compares Verify with the bare check of one signature, by the issuer or by a delegate
+// that is remembered.
+func BenchmarkVerify(b *testing.B) {
+	for _, k := range []stapletest.KeyType{stapletest.ECDSAP256, stapletest.RSA2048} {
+		ca := stapletest.NewCA(stapletest.CAOptions{KeyType: k, Intermediate: true})
+		s := scene.Scene{CA: ca, Leaf: ca.Leaf(stapletest.LeafOptions{}).Leaf, Now: time.Now()}
+		d := ca.Delegate(stapletest.DelegateOptions{KeyType: k})
+		for _, kind := range []struct {
+			name   string
+			der    []byte
+			signer *x509.Certificate
+		}{
+			{"direct", s.Response(nil), ca.Issuer},
+			{"delegated", s.SignedBy(d, d.Certificate), d.Certificate},
+		} {
+			v := new(staple.ResponseVerifier)
+			r, _, err := verify(s, v, kind.der)
+			require.NoError(b, err)
+			b.Run(fmt.Sprintf("%s/%s", k, kind.name), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					verify(s, v, kind.der)
+				}
+			})
+			b.Run(fmt.Sprintf("%s/%s/bare", k, kind.name), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					kind.signer.CheckSignature(r.SignatureAlgorithm, r.TBSResponseData, r.Signature)
+				}
+			})
+		}
 	}
-	f.Fuzz(func(t *testing.T, der []byte) {
-		var singles []single
-		r, err := readResponse(der, func(s single) { singles = append(singles, s) })
-		if err != nil {
-			require.Nil(t, r)
-			var refusal *VerifyError
-			require.ErrorAs(t, err, &refusal)
-			require.NotZero(t, refusal.Reason)
-			require.Less(t, len(err.Error()), 1000)
-			return
-		}
-		require.True(t, bytes.Contains(der, r.tbs))
-		require.True(t, bytes.Contains(der, r.signature))
-		require.NotZero(t, r.algorithm)
-		require.NotEqual(t, r.responderName == nil, r.responderKeyHash == nil)
-		for _, s := range singles {
-			require.True(t, bytes.Contains(r.tbs, s.serial))
-			require.Equal(t, s.serial, integer(s.serialNumber()))
-			form := s.thisUpdate.Format("20060102150405Z")
-			require.True(t, bytes.Contains(r.tbs, []byte(form)))
-		}
-		for _, other := range [][]byte{append(bytes.Clone(der), 0), der[:len(der)-1], der[1:]} {
-			_, err := readResponse(other, func(single) {})
-			require.Error(t, err)
-		}
-		for cert := range r.certificates() {
-			parseDelegate(cert)
-		}
-		r.responderID()
-	})
-}
-
-// Whatever both this package and golang.org/x/crypto/ocsp can read, they read alike.
-func FuzzAgainstXCrypto(f *testing.F) {
-	s, responses := fixture(f)
-	for _, der := range responses {
-		f.Add(der)
-	}
-	f.Fuzz(func(t *testing.T, der []byte) {
-		var singles []single
-		r, err := readResponse(der, func(s single) { singles = append(singles, s) })
-		var status ocsp.ResponseError
-		if errors.As(err, &status) {
-			_, err := ocsp.ParseResponse(der, nil)
-			require.Equal(t, status, err)
-		}
-		if err != nil || len(singles) != 1 {
-			return
-		}
-		for _, issuer := range []*x509.Certificate{nil, s.ca.Issuer} {
-			want, err := ocsp.ParseResponse(der, issuer)
-			if err != nil {
-				continue
-			}
-			got := r.response(&singles[0])
-			got.Raw, got.Certificate = der, want.Certificate
-			require.Zero(t, want.SerialNumber.Cmp(got.SerialNumber))
-			got.SerialNumber = want.SerialNumber
-			if want.SignatureAlgorithm == 0 {
-				got.SignatureAlgorithm = 0 // RSASSA-PSS and Ed25519
-			}
-			require.Equal(t, want, got)
-		}
-	})
 }

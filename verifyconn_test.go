@@ -1,17 +1,24 @@
-package staple
+package staple_test
 
 import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"io"
 	"net"
+	"os"
+	"os/exec"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/muststaple"
+	"github.com/go-staple/staple/internal/name"
+	"github.com/go-staple/staple/internal/scene"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
@@ -75,29 +82,29 @@ func refusal(verify func(tls.ConnectionState) error, err *error) func(tls.Connec
 }
 
 func malformedFeature() pkix.Extension {
-	return pkix.Extension{Id: oidTLSFeature, Value: []byte{0x30, 3, 2, 1, 5, 0}}
+	return pkix.Extension{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 24}, Value: []byte{0x30, 3, 2, 1, 5, 0}}
 }
 
 func TestVerifyConnection(t *testing.T) {
 	type options struct {
 		leaf   stapletest.LeafOptions
-		staple func(s scene) []byte // nil: none
+		staple func(s scene.Scene) []byte // nil: none
 	}
-	answer := func(edit func(r *stapletest.Response)) func(scene) []byte {
-		return func(s scene) []byte { return s.response(edit) }
+	answer := func(edit func(r *stapletest.Response)) func(scene.Scene) []byte {
+		return func(s scene.Scene) []byte { return s.Response(edit) }
 	}
 	good := answer(nil)
-	status := func(status int) func(scene) []byte {
+	status := func(status int) func(scene.Scene) []byte {
 		return answer(func(r *stapletest.Response) {
 			r.Singles[0].Status, r.Singles[0].RevokedAt = status, time.Now().Add(-time.Hour)
 		})
 	}
 	expired := answer(func(r *stapletest.Response) {
-		r.ProducedAt = time.Now().Add(-2 * day)
+		r.ProducedAt = time.Now().Add(-2 * scene.Day)
 		r.Singles[0].ThisUpdate = r.ProducedAt
-		r.Singles[0].NextUpdate = time.Now().Add(-day)
+		r.Singles[0].NextUpdate = time.Now().Add(-scene.Day)
 	})
-	forged := func(s scene) []byte { return newScene().response(nil) }
+	forged := func(s scene.Scene) []byte { return scene.New().Response(nil) }
 	must := stapletest.LeafOptions{MustStaple: true}
 	broken := stapletest.LeafOptions{ExtraExtensions: []pkix.Extension{malformedFeature()}}
 	for _, test := range []struct {
@@ -112,12 +119,12 @@ func TestVerifyConnection(t *testing.T) {
 		{"Must-Staple without a staple fails", options{leaf: must}, "Must-Staple", nil},
 		{"a malformed TLS feature extension without a staple fails", options{leaf: broken}, "TLS feature extension is malformed", nil},
 		{"a malformed TLS feature extension with a staple passes", options{broken, good}, "", nil},
-		{"revoked fails", options{staple: status(ocsp.Revoked)}, "revoked at", ErrRevoked},
+		{"revoked fails", options{staple: status(ocsp.Revoked)}, "revoked at", staple.ErrRevoked},
 		{"unknown fails", options{staple: status(ocsp.Unknown)}, "does not know the certificate", nil},
 		{"expired fails", options{staple: expired}, "nextUpdate was", nil},
 		{"forged fails", options{staple: forged}, "refused", nil},
-		{"garbage fails", options{staple: func(scene) []byte { return []byte("garbage") }}, "not one OCSPResponse", nil},
-		{"an error status fails", options{staple: func(scene) []byte { return ocsp.TryLaterErrorResponse }}, "try later", nil},
+		{"garbage fails", options{staple: func(scene.Scene) []byte { return []byte("garbage") }}, "not one OCSPResponse", nil},
+		{"an error status fails", options{staple: func(scene.Scene) []byte { return ocsp.TryLaterErrorResponse }}, "try later", nil},
 	} {
 		for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 			check := func(t *testing.T, who string, err error) {
@@ -134,10 +141,10 @@ func TestVerifyConnection(t *testing.T) {
 				ca := stapletest.NewCA(stapletest.CAOptions{Intermediate: true})
 				cert := ca.Leaf(test.leaf)
 				if test.staple != nil {
-					cert.OCSPStaple = test.staple(scene{ca: ca, leaf: cert.Leaf})
+					cert.OCSPStaple = test.staple(scene.Scene{CA: ca, Leaf: cert.Leaf})
 				}
 				var err error
-				v := new(ResponseVerifier)
+				v := new(staple.ResponseVerifier)
 
 				t.Run("server", func(t *testing.T) {
 					handshake(
@@ -156,7 +163,7 @@ func TestVerifyConnection(t *testing.T) {
 						})
 					if version == tls.VersionTLS13 {
 						check(t, "the client's certificate", err)
-					} else if mustStaple(cert.Leaf) {
+					} else if muststaple.Is(cert.Leaf) {
 						require.ErrorContains(t, err, "Must-Staple", "TLS 1.2 has no room for the staple")
 					} else if len(test.leaf.ExtraExtensions) == 0 {
 						require.NoError(t, err, "TLS 1.2 has no room for the staple")
@@ -169,7 +176,7 @@ func TestVerifyConnection(t *testing.T) {
 
 func TestVerifyConnectionWithoutACertificate(t *testing.T) {
 	ca := stapletest.NewCA(stapletest.CAOptions{})
-	v := new(ResponseVerifier)
+	v := new(staple.ResponseVerifier)
 	require.NoError(t, v.VerifyConnection(tls.ConnectionState{}))
 	_, clientErr, serverErr := handshake(
 		&tls.Config{RootCAs: ca.Roots(), ServerName: "localhost"},
@@ -181,12 +188,12 @@ func TestVerifyConnectionWithoutACertificate(t *testing.T) {
 }
 
 func TestVerifyConnectionWithoutAVerifiedChain(t *testing.T) {
-	s := newScene()
-	cert := s.ca.Leaf(stapletest.LeafOptions{})
-	s.leaf = cert.Leaf
-	cert.OCSPStaple = s.response(nil)
+	s := scene.New()
+	cert := s.CA.Leaf(stapletest.LeafOptions{})
+	s.Leaf = cert.Leaf
+	cert.OCSPStaple = s.Response(nil)
 	_, clientErr, _ := handshake(
-		&tls.Config{InsecureSkipVerify: true, VerifyConnection: new(ResponseVerifier).VerifyConnection},
+		&tls.Config{InsecureSkipVerify: true, VerifyConnection: new(staple.ResponseVerifier).VerifyConnection},
 		&tls.Config{Certificates: []tls.Certificate{cert}})
 	require.ErrorContains(t, clientErr, "no verified chain")
 }
@@ -199,14 +206,14 @@ func TestVerifyConnectionOfResumedSessions(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					ca := stapletest.NewCA(stapletest.CAOptions{Intermediate: true})
 					cert := ca.Leaf(stapletest.LeafOptions{MustStaple: true})
-					s := scene{ca: ca, leaf: cert.Leaf, now: time.Now()}
-					cert.OCSPStaple = s.response(func(r *stapletest.Response) {
-						r.Singles[0].NextUpdate = s.now.Add(time.Hour)
+					s := scene.Scene{CA: ca, Leaf: cert.Leaf, Now: time.Now()}
+					cert.OCSPStaple = s.Response(func(r *stapletest.Response) {
+						r.Singles[0].NextUpdate = s.Now.Add(time.Hour)
 						if delegated {
-							r.Signer = ca.Delegate(stapletest.DelegateOptions{NotAfter: s.now.Add(time.Minute)})
+							r.Signer = ca.Delegate(stapletest.DelegateOptions{NotAfter: s.Now.Add(time.Minute)})
 						}
 					})
-					v := new(ResponseVerifier)
+					v := new(staple.ResponseVerifier)
 					var clientErr, serverErr error
 					client := &tls.Config{
 						RootCAs: ca.Roots(), ServerName: "localhost", Certificates: []tls.Certificate{cert},
@@ -229,7 +236,7 @@ func TestVerifyConnectionOfResumedSessions(t *testing.T) {
 					connect(false)
 					require.NoError(t, errors.Join(clientErr, serverErr))
 
-					time.Sleep(3 * day) // long after the staple's end, and its signer's
+					time.Sleep(3 * scene.Day) // long after the staple's end, and its signer's
 					connect(true)
 					require.NoError(t, clientErr)
 					require.NoError(t, serverErr)
@@ -246,30 +253,30 @@ func TestVerifyConnectionOfResumedSessions(t *testing.T) {
 
 // All but the end is enforced when a session is resumed.
 func TestVerifyConnectionOfResumedSessionsRefuses(t *testing.T) {
-	s := newScene()
+	s := scene.New()
 	for name, test := range map[string]struct {
 		der  []byte
 		want string
 	}{
-		"revoked": {s.response(func(r *stapletest.Response) {
-			r.Singles[0].Status, r.Singles[0].RevokedAt = ocsp.Revoked, s.now
+		"revoked": {s.Response(func(r *stapletest.Response) {
+			r.Singles[0].Status, r.Singles[0].RevokedAt = ocsp.Revoked, s.Now
 		}), "revoked"},
-		"forged":          {newScene().response(nil), "refused"},
-		"from the future": {s.response(func(r *stapletest.Response) { r.ProducedAt = s.now.Add(day) }), "producedAt"},
-		"an unauthorized delegate": {s.response(func(r *stapletest.Response) {
-			r.Signer = s.ca.Delegate(stapletest.DelegateOptions{NoEKU: true, NotAfter: s.now.Add(-time.Minute)})
+		"forged":          {scene.New().Response(nil), "refused"},
+		"from the future": {s.Response(func(r *stapletest.Response) { r.ProducedAt = s.Now.Add(scene.Day) }), "producedAt"},
+		"an unauthorized delegate": {s.Response(func(r *stapletest.Response) {
+			r.Signer = s.CA.Delegate(stapletest.DelegateOptions{NoEKU: true, NotAfter: s.Now.Add(-time.Minute)})
 		}), "OCSPSigning"},
 		"none": {nil, "Must-Staple"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			leaf := s.leaf
+			leaf := s.Leaf
 			if test.der == nil {
-				leaf = s.ca.Leaf(stapletest.LeafOptions{MustStaple: true}).Leaf
+				leaf = s.CA.Leaf(stapletest.LeafOptions{MustStaple: true}).Leaf
 			}
-			err := new(ResponseVerifier).VerifyConnection(tls.ConnectionState{
+			err := new(staple.ResponseVerifier).VerifyConnection(tls.ConnectionState{
 				DidResume:        true,
 				PeerCertificates: []*x509.Certificate{leaf},
-				VerifiedChains:   [][]*x509.Certificate{{leaf, s.ca.Issuer, s.ca.Root}},
+				VerifiedChains:   [][]*x509.Certificate{{leaf, s.CA.Issuer, s.CA.Root}},
 				OCSPResponse:     test.der,
 			})
 			require.ErrorContains(t, err, test.want)
@@ -278,13 +285,13 @@ func TestVerifyConnectionOfResumedSessionsRefuses(t *testing.T) {
 }
 
 func TestVerifyConnectionWithSeveralChains(t *testing.T) {
-	s := newScene()
-	other := newScene().ca
+	s := scene.New()
+	other := scene.New().CA
 	chain := func(certs ...*x509.Certificate) []*x509.Certificate {
-		return append([]*x509.Certificate{s.leaf}, certs...)
+		return append([]*x509.Certificate{s.Leaf}, certs...)
 	}
-	revoked := s.response(func(r *stapletest.Response) {
-		r.Singles[0].Status, r.Singles[0].RevokedAt = ocsp.Revoked, s.now
+	revoked := s.Response(func(r *stapletest.Response) {
+		r.Singles[0].Status, r.Singles[0].RevokedAt = ocsp.Revoked, s.Now
 	})
 	for _, test := range []struct {
 		name   string
@@ -292,72 +299,60 @@ func TestVerifyConnectionWithSeveralChains(t *testing.T) {
 		chains [][]*x509.Certificate
 		want   string
 	}{
-		{"one will do", s.response(nil), [][]*x509.Certificate{chain(other.Issuer, other.Root), chain(s.ca.Issuer, s.ca.Root)}, ""},
-		{"one will do, in any order", s.response(nil), [][]*x509.Certificate{chain(s.ca.Issuer), chain(other.Issuer)}, ""},
-		{"none will not", s.response(nil), [][]*x509.Certificate{chain(other.Issuer), chain(other.Root)}, "another issuer's"},
-		{"revoked for one is revoked", revoked, [][]*x509.Certificate{chain(other.Issuer), chain(s.ca.Issuer)}, "revoked"},
-		{"the leaf is a trust anchor", s.response(nil), [][]*x509.Certificate{chain()}, ""},
-		{"the leaf is a trust anchor in one of them", revoked, [][]*x509.Certificate{chain(), chain(s.ca.Issuer)}, "revoked"},
+		{"one will do", s.Response(nil), [][]*x509.Certificate{chain(other.Issuer, other.Root), chain(s.CA.Issuer, s.CA.Root)}, ""},
+		{"one will do, in any order", s.Response(nil), [][]*x509.Certificate{chain(s.CA.Issuer), chain(other.Issuer)}, ""},
+		{"none will not", s.Response(nil), [][]*x509.Certificate{chain(other.Issuer), chain(other.Root)}, "another issuer's"},
+		{"revoked for one is revoked", revoked, [][]*x509.Certificate{chain(other.Issuer), chain(s.CA.Issuer)}, "revoked"},
+		{"the leaf is a trust anchor", s.Response(nil), [][]*x509.Certificate{chain()}, ""},
+		{"the leaf is a trust anchor in one of them", revoked, [][]*x509.Certificate{chain(), chain(s.CA.Issuer)}, "revoked"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			err := new(ResponseVerifier).VerifyConnection(tls.ConnectionState{
-				PeerCertificates: []*x509.Certificate{s.leaf}, VerifiedChains: test.chains, OCSPResponse: test.staple,
+			err := new(staple.ResponseVerifier).VerifyConnection(tls.ConnectionState{
+				PeerCertificates: []*x509.Certificate{s.Leaf}, VerifiedChains: test.chains, OCSPResponse: test.staple,
 			})
 			if test.want == "" {
 				require.NoError(t, err)
 				return
 			}
 			require.ErrorContains(t, err, test.want)
-			require.ErrorContains(t, err, describe(s.leaf))
+			require.ErrorContains(t, err, name.Of(s.Leaf))
 		})
 	}
 
 	// A leaf that is trusted itself, as crypto/tls presents it.
-	cert := s.ca.Leaf(stapletest.LeafOptions{})
-	cert.OCSPStaple = scene{ca: s.ca, leaf: cert.Leaf}.response(nil)
+	cert := s.CA.Leaf(stapletest.LeafOptions{})
+	cert.OCSPStaple = scene.Scene{CA: s.CA, Leaf: cert.Leaf}.Response(nil)
 	pool := x509.NewCertPool()
 	pool.AddCert(cert.Leaf)
 	state, clientErr, _ := handshake(
-		&tls.Config{RootCAs: pool, ServerName: "localhost", VerifyConnection: new(ResponseVerifier).VerifyConnection},
+		&tls.Config{RootCAs: pool, ServerName: "localhost", VerifyConnection: new(staple.ResponseVerifier).VerifyConnection},
 		&tls.Config{Certificates: []tls.Certificate{cert}})
 	require.NoError(t, clientErr)
 	require.Len(t, state.VerifiedChains[0], 1)
 }
 
-func TestMustStaple(t *testing.T) {
-	for _, test := range []struct {
-		name      string
-		value     []byte
-		must, bad bool
-	}{
-		{"status_request", []byte{0x30, 3, 2, 1, 5}, true, false},
-		{"status_request and status_request_v2", []byte{0x30, 6, 2, 1, 5, 2, 1, 17}, true, false},
-		{"status_request last", []byte{0x30, 6, 2, 1, 17, 2, 1, 5}, true, false},
-		{"status_request_v2 alone", []byte{0x30, 3, 2, 1, 17}, false, false},
-		{"a large number", []byte{0x30, 4, 2, 2, 5, 5}, false, false},
-		{"none", []byte{0x30, 0}, false, false},
-		{"empty", []byte{}, false, true},
-		{"trailing bytes", []byte{0x30, 3, 2, 1, 5, 0}, false, true},
-		{"trailing bytes in the SEQUENCE", []byte{0x30, 4, 2, 1, 5, 0}, false, true},
-		{"cut off", []byte{0x30, 3, 2, 1}, false, true},
-		{"no SEQUENCE", []byte{2, 1, 5}, false, true},
-		{"not minimal", []byte{0x30, 4, 2, 2, 0, 5}, false, true},
-		{"another type", []byte{0x30, 3, 10, 1, 5}, false, true},
-		{"negative", []byte{0x30, 6, 2, 1, 5, 2, 1, 0xff}, false, true},
-		{"too large", []byte{0x30, 6, 2, 4, 1, 0, 0, 5}, false, true},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			ca := stapletest.NewCA(stapletest.CAOptions{})
-			leaf := ca.Leaf(stapletest.LeafOptions{
-				ExtraExtensions: []pkix.Extension{{Id: oidTLSFeature, Value: test.value}},
-			}).Leaf
-			require.Equal(t, test.must, mustStaple(leaf))
-			_, err := tlsFeatures(leaf)
-			require.Equal(t, test.bad, err != nil, "%v", err)
-		})
+// TestFIPS140OnlyMode runs itself in the mode that forbids SHA-1, on which CertIDs and
+// responderIDs go on to rest.
+func TestFIPS140OnlyMode(t *testing.T) {
+	const mode = "fips140=only"
+	if os.Getenv("GODEBUG") != mode {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestFIPS140OnlyMode$")
+		cmd.Env = append(os.Environ(), "GODEBUG="+mode)
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return
 	}
-	ca := stapletest.NewCA(stapletest.CAOptions{})
-	require.True(t, mustStaple(ca.Leaf(stapletest.LeafOptions{MustStaple: true}).Leaf))
-	require.False(t, mustStaple(ca.Leaf(stapletest.LeafOptions{}).Leaf))
-	require.False(t, mustStaple(new(x509.Certificate)))
+	ca := stapletest.NewCA(stapletest.CAOptions{Intermediate: true})
+	s := staple.Stapler{Fetcher: &staple.HTTPFetcher{Client: stapletest.NewResponder(ca).Client()}}
+	defer s.Close()
+	c, err := s.Add(ca.Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}}))
+	require.NoError(t, err)
+	require.NoError(t, c.Wait(t.Context()))
+	cert, err := c.GetCertificate(nil)
+	require.NoError(t, err)
+	require.Same(t, cert, c.TLS())
+	require.True(t, c.Status().Stapled)
+	r, _, err := new(staple.ResponseVerifier).Verify(cert.OCSPStaple, cert.Leaf, ca.Issuer, time.Now())
+	require.NoError(t, err)
+	require.Equal(t, ocsp.Good, r.Status)
 }

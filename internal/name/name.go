@@ -1,0 +1,60 @@
+// Package name says in errors and logs which certificate is meant, and when: [Of] names a certificate, [Serial] its
+// serial number alone, [Time] a moment. What comes out is printable and of bounded length, whatever went in.
+package name
+
+import (
+	"crypto/x509"
+	"fmt"
+	"math/big"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
+)
+
+// Of names a certificate: its subject, or else its first name, and its serial number. c may be nil.
+func Of(c *x509.Certificate) string {
+	if c == nil {
+		return "no certificate"
+	}
+	name := c.Subject.String()
+	switch {
+	case name != "":
+	case len(c.DNSNames) > 0:
+		name = c.DNSNames[0]
+	case len(c.IPAddresses) > 0:
+		name = c.IPAddresses[0].String()
+	}
+	serial := "unknown"
+	if c.SerialNumber != nil {
+		serial = Serial(content(c.SerialNumber))
+	}
+	return fmt.Sprintf("%.100q (serial %s)", name, serial)
+}
+
+// Serial returns a serial number, the content of an INTEGER in DER, as certificate viewers show it: 04:a1:3f.
+func Serial(b []byte) string {
+	if len(b) > 1 && b[0] == 0 {
+		b = b[1:]
+	}
+	if len(b) > 20 {
+		return Serial(b[:20]) + "..."
+	}
+	return strings.ReplaceAll(fmt.Sprintf("% x", b), " ", ":")
+}
+
+// Time returns t in UTC, to the second.
+func Time(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// content returns the content of an INTEGER, or what Serial makes the same of.
+func content(n *big.Int) (b []byte) {
+	if n.Sign() > 0 {
+		return n.Bytes()
+	}
+	var element cryptobyte.Builder
+	element.AddASN1BigInt(n)
+	s := cryptobyte.String(element.BytesOrPanic())
+	s.ReadASN1Bytes(&b, asn1.INTEGER)
+	return b
+}

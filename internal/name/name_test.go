@@ -1,0 +1,30 @@
+package name
+
+import (
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"math/big"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestOf(t *testing.T) {
+	huge := new(big.Int).Lsh(big.NewInt(0x7f), 8*30)
+	for _, test := range []struct {
+		c    *x509.Certificate
+		want string
+	}{
+		{nil, "no certificate"},
+		{&x509.Certificate{}, `"" (serial unknown)`},
+		{&x509.Certificate{Subject: pkix.Name{CommonName: "a\x00b"}, SerialNumber: big.NewInt(0)}, `"CN=a\x00b" (serial 00)`},
+		{&x509.Certificate{DNSNames: []string{"a.example", "b.example"}, SerialNumber: big.NewInt(0x80)}, `"a.example" (serial 80)`},
+		{&x509.Certificate{IPAddresses: []net.IP{net.IPv4(192, 0, 2, 1)}, SerialNumber: big.NewInt(0x7f01)}, `"192.0.2.1" (serial 7f:01)`},
+		{&x509.Certificate{DNSNames: []string{strings.Repeat("x", 500)}, SerialNumber: huge},
+			`"` + strings.Repeat("x", 100) + `" (serial 7f` + strings.Repeat(":00", 19) + `...)`},
+	} {
+		require.Equal(t, test.want, Of(test.c))
+	}
+}

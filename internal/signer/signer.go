@@ -1,0 +1,247 @@
+// Package signer finds out who signed an OCSP response, and whether they may sign for the issuer in question, RFC 6960
+// s4.2.2.2: the issuer itself, a responder that is trusted locally, or a delegated responder, whose certificate is
+// embedded and was issued by the issuer for this purpose. The rules of the choices that RFC 6960 leaves are in the
+// documentation of staple.ResponseVerifier.
+//
+// [Finder.Find] does it. A Finder remembers delegated responders, so that later responses of theirs cost one check of a
+// signature instead of two. Whether the response is about the right certificate, and current, is not looked at here.
+package signer
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/go-staple/staple/internal/name"
+	"github.com/go-staple/staple/internal/ocspder"
+)
+
+const (
+	MaxChecks = 8 // signatures checked for a response, its certificates' included
+
+	maxDelegates    = 1024     // remembered
+	maxDelegateSize = 16 << 10 // of an embedded certificate, before it is parsed
+)
+
+var (
+	oidNoCheck  = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 48, 1, 5} // id-pkix-ocsp-nocheck
+	oidKeyUsage = asn1.ObjectIdentifier{2, 5, 29, 15}
+
+	derOCSPSigning = []byte{6, 8, 0x2b, 6, 1, 5, 5, 7, 3, 9} // id-kp-OCSPSigning
+)
+
+// An Error tells why nobody was found, by the most telling of the candidates.
+type Error struct {
+	Kind Kind
+	text string
+	err  error // that it wraps, if any
+}
+
+// A Kind tells errors apart.
+type Kind int
+
+const (
+	Unauthorized         Kind = iota + 1 // signed by nobody who may
+	BadSignature                         // the signature does not verify with the key that it names
+	NotYetValid                          // the signer's certificate is not valid yet
+	UnsupportedAlgorithm                 // of the signature or its key: unknown, or too weak
+)
+
+func (e *Error) Error() string { return e.text }
+
+func (e *Error) Unwrap() error { return e.err }
+
+// A Finder finds signers. The zero value is ready to use, and safe for concurrent use. It must not be copied after first
+// use.
+type Finder struct {
+	mu        sync.Mutex
+	delegates map[[sha256.Size]byte]*x509.Certificate // by delegateKey; authorized, but for the time
+}
+
+// Find returns who signed r and may do so: the issuer of m, one of local, or a delegated responder. One that has
+// expired is returned, too, unless there is another: its NotAfter bounds the end. Every error is an [*Error].
+//
+// What counts is whose key verifies the signature. The responderID, which whoever signs can choose, only tells which
+// keys need not be tried.
+func (f *Finder) Find(r *ocspder.Response, m *ocspder.Match, local []*x509.Certificate, now time.Time) (*x509.Certificate, error) {
+	issuer := m.Issuer
+	s := search{response: r, issuer: issuer, now: now}
+	if r.Names(issuer, m.IssuerKeyHash()) && s.check(issuer, nil) {
+		return issuer, nil
+	}
+	for _, c := range local {
+		if c != nil && r.Names(c, ocspder.KeyHash(c)) && s.signedBy(c) {
+			return c, nil
+		}
+	}
+	// Those that may be a delegate come first. The others cannot be one, but tell what is wrong.
+	parsed := 0
+	for _, likely := range []bool{true, false} {
+		for der := range r.Certificates() {
+			if likely != (bytes.Contains(der, issuer.RawSubject) && bytes.Contains(der, derOCSPSigning) &&
+				bytes.Contains(der, r.ResponderName)) {
+				continue
+			}
+			key := delegateKey(issuer, der)
+			c, known := f.delegate(key)
+			if !known {
+				if parsed++; parsed > MaxChecks {
+					break
+				}
+				var err error
+				if c, err = parseDelegate(der); err != nil {
+					s.refuse(Unauthorized, "an embedded certificate of %d bytes is not used: %.200q", len(der), err)
+					continue
+				}
+			}
+			if !r.Names(c, ocspder.KeyHash(c)) {
+				continue
+			}
+			if !known {
+				if !s.authorized(c) {
+					continue
+				}
+				f.remember(key, c)
+			}
+			if s.signedBy(c) {
+				return c, nil
+			}
+		}
+	}
+	switch {
+	case s.expired != nil:
+		return s.expired, nil
+	case s.why == nil:
+		s.refuse(Unauthorized, "signed by %s, which is neither the issuer %s, nor a local or embedded responder",
+			r.Responder(), name.Of(issuer))
+	}
+	return nil, s.why
+}
+
+// A search looks for the signer of a response.
+type search struct {
+	response *ocspder.Response
+	issuer   *x509.Certificate
+	now      time.Time
+	checks   int               // signatures checked
+	expired  *x509.Certificate // signed it, but is no longer valid
+	why      *Error            // the first refusal of a candidate, the most telling
+}
+
+// refuse returns false.
+func (s *search) refuse(kind Kind, format string, args ...any) bool {
+	if s.why == nil {
+		s.why = &Error{Kind: kind, text: fmt.Sprintf(format, args...)}
+	}
+	return false
+}
+
+// authorized reports whether c is the certificate of a delegated responder of the issuer's, at whatever
+// time.
+func (s *search) authorized(c *x509.Certificate) bool {
+	const signing = x509.KeyUsageDigitalSignature | x509.KeyUsageContentCommitment
+	switch {
+	case !bytes.Equal(c.RawIssuer, s.issuer.RawSubject):
+		return s.refuse(Unauthorized, "signed by %s, which was issued by %.100q, not by the issuer %s",
+			name.Of(c), c.Issuer, name.Of(s.issuer))
+	case !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageOCSPSigning):
+		return s.refuse(Unauthorized, "signed by %s, which lacks the extended key usage OCSPSigning", name.Of(c))
+	case c.IsCA:
+		return s.refuse(Unauthorized, "signed by %s, which is a CA, but not the issuer %s", name.Of(c), name.Of(s.issuer))
+	case hasKeyUsage(c) && c.KeyUsage&signing == 0:
+		return s.refuse(Unauthorized, "signed by %s, whose key usage lacks digitalSignature", name.Of(c))
+	}
+	for _, oid := range c.UnhandledCriticalExtensions {
+		if !oid.Equal(oidNoCheck) {
+			return s.refuse(Unauthorized, "signed by %s, which has the unknown critical extension %.100s", name.Of(c), oid)
+		}
+	}
+	return s.check(s.issuer, c)
+}
+
+func hasKeyUsage(c *x509.Certificate) bool {
+	return slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(oidKeyUsage) })
+}
+
+// signedBy reports whether c signed the response, and is valid.
+func (s *search) signedBy(c *x509.Certificate) bool {
+	if s.now.Before(c.NotBefore) {
+		return s.refuse(NotYetValid, "signed by %s, which is not valid before %s, and the clock says %s",
+			name.Of(c), name.Time(c.NotBefore), name.Time(s.now))
+	}
+	if !s.check(c, nil) {
+		return false
+	}
+	if !s.now.Before(c.NotAfter) {
+		s.expired = c
+		return false
+	}
+	return true
+}
+
+// check reports whether key's key verifies the signature of cert or, if that is nil, of the response.
+func (s *search) check(key, cert *x509.Certificate) bool {
+	if s.checks++; s.checks > MaxChecks {
+		return s.refuse(Unauthorized, "no signer found within %d signature checks", MaxChecks)
+	}
+	var kind Kind
+	var err error
+	if cert == nil {
+		kind, err = checkSignature(key, s.response.Algorithm, s.response.TBS, s.response.Signature)
+	} else if kind, err = checkSignature(key, cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature); kind == BadSignature {
+		kind = Unauthorized
+	}
+	switch {
+	case err == nil:
+		return true
+	case s.why != nil:
+	case cert == nil:
+		s.why = &Error{kind, fmt.Sprintf("its signature does not verify with the key of %s: %v", name.Of(key), err), err}
+	default:
+		s.why = &Error{kind, fmt.Sprintf("signed by %s, whose certificate does not verify with the key of the issuer %s: %v",
+			name.Of(cert), name.Of(key), err), err}
+	}
+	return false
+}
+
+// parseDelegate parses an embedded certificate. The result shares no memory with der, for it may be
+// remembered.
+func parseDelegate(der []byte) (*x509.Certificate, error) {
+	if len(der) > maxDelegateSize {
+		return nil, fmt.Errorf("larger than %d bytes", maxDelegateSize)
+	}
+	return x509.ParseCertificate(bytes.Clone(der))
+}
+
+// delegateKey is where a delegate of issuer's is remembered. The parts are elements of DER, so they
+// cannot run into each other.
+func delegateKey(issuer *x509.Certificate, der []byte) (key [sha256.Size]byte) {
+	h := sha256.New()
+	h.Write(issuer.RawSubject)
+	h.Write(issuer.RawSubjectPublicKeyInfo)
+	h.Write(der)
+	h.Sum(key[:0])
+	return key
+}
+
+func (f *Finder) delegate(key [sha256.Size]byte) (c *x509.Certificate, known bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	c, known = f.delegates[key]
+	return c, known
+}
+
+func (f *Finder) remember(key [sha256.Size]byte, c *x509.Certificate) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.delegates == nil || len(f.delegates) >= maxDelegates {
+		f.delegates = make(map[[sha256.Size]byte]*x509.Certificate)
+	}
+	f.delegates[key] = c
+}
