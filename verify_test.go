@@ -162,8 +162,8 @@ func TestTimes(t *testing.T) {
 		{"a negative ClockSkew takes nothing away", &staple.ResponseVerifier{ClockSkew: -scene.Day}, 0, 0, new(scene.Day), scene.Day, 0, nil},
 		{"nextUpdate before thisUpdate is refused", &staple.ResponseVerifier{}, 0, 2 * second, new(second), 0, staple.ReasonMalformed, nil},
 		{"nextUpdate at thisUpdate is accepted until then", &staple.ResponseVerifier{}, 0, second, new(second), second, 0, nil},
-		{"without nextUpdate it counts for a scene.Day", &staple.ResponseVerifier{}, 0, -scene.Day + second, nil, second, 0, nil},
-		{"without nextUpdate it ends after a scene.Day", &staple.ResponseVerifier{}, 0, -scene.Day, nil, 0, staple.ReasonExpired, nil},
+		{"without nextUpdate it counts for a day", &staple.ResponseVerifier{}, 0, -scene.Day + second, nil, second, 0, nil},
+		{"without nextUpdate it ends after a day", &staple.ResponseVerifier{}, 0, -scene.Day, nil, 0, staple.ReasonExpired, nil},
 		{"MaxAge is that time", &staple.ResponseVerifier{MaxAge: time.Hour}, 0, -time.Hour + second, nil, second, 0, nil},
 		{"MaxAge ends it", &staple.ResponseVerifier{MaxAge: time.Hour}, 0, -time.Hour, nil, 0, staple.ReasonExpired, nil},
 		{"MaxAge makes no difference to nextUpdate", &staple.ResponseVerifier{MaxAge: time.Hour}, 0, -30 * scene.Day, new(scene.Day), scene.Day, 0, nil},
@@ -486,7 +486,7 @@ func TestErrorsSayWhatWasSeen(t *testing.T) {
 func TestReasonString(t *testing.T) {
 	seen := map[string]bool{}
 	for r := staple.ReasonMalformed; r <= staple.ReasonUnsupportedAlgorithm; r++ {
-		require.NotContains(t, r.String(), "staple.Reason")
+		require.NotContains(t, r.String(), "Reason")
 		require.False(t, seen[r.String()])
 		seen[r.String()] = true
 	}

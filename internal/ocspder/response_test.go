@@ -106,7 +106,7 @@ func TestRead(t *testing.T) {
 
 		{"February 29 of no leap year is refused", producedAt("20250229120000Z"), Malformed},
 		{"February 29 of a leap year is accepted", producedAt("20240229120000Z"), 0},
-		{"scene.Day 0 is refused", producedAt("20240200120000Z"), Malformed},
+		{"day 0 is refused", producedAt("20240200120000Z"), Malformed},
 		{"month 0 is refused", producedAt("20240001120000Z"), Malformed},
 		{"hour 24 is refused", producedAt("20240215240000Z"), Malformed},
 		{"minute 60 is refused", producedAt("20240229126000Z"), Malformed},
