@@ -13,6 +13,7 @@ import (
 	"slices"
 	"sync/atomic"
 
+	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/muststaple"
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/schedule"
@@ -91,6 +92,42 @@ func authority(leaf *x509.Certificate) string {
 	h.Write(leaf.RawIssuer)
 	h.Write(leaf.AuthorityKeyId)
 	return string(h.Sum(nil)[:16])
+}
+
+// localIssuer returns the issuer if it is known, in a chain, or in
+// Stapler.Issuers; else nil.
+func (e *entry) localIssuer() *x509.Certificate {
+	g := e.engine
+	g.mu.Lock()
+	issuer := e.issuer
+	var chains [][][]byte
+	for _, c := range e.handles {
+		chains = append(chains, c.chain()[1:])
+	}
+	g.mu.Unlock()
+	if issuer != nil {
+		return issuer
+	}
+	var candidates []*x509.Certificate
+	for _, chain := range chains {
+		for _, der := range chain {
+			if c, err := issuers.Intern(der); err == nil {
+				candidates = append(candidates, c)
+			}
+		}
+	}
+	issuer = issuers.Of(e.leaf, append(candidates, g.issuers...))
+	if issuer != nil {
+		e.setIssuer(issuer)
+	}
+	return issuer
+}
+
+func (e *entry) setIssuer(issuer *x509.Certificate) {
+	e.engine.mu.Lock()
+	defer e.engine.mu.Unlock()
+	e.issuer = issuer
+	e.issuerKnown.Store(true)
 }
 
 // verify has the Verifier judge der, and caps its end with the leaf's.

@@ -1,14 +1,23 @@
 package staple
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
+	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
+	"github.com/go-staple/staple/internal/ask"
+	"github.com/go-staple/staple/internal/exchange"
 	"github.com/go-staple/staple/internal/schedule"
 	"golang.org/x/crypto/ocsp"
 )
+
+// notAsked is what an HTTPError has, and nothing else, where schedule.NoFault would mean
+// that its exported fields tell.
+const notAsked schedule.Fault = -1
 
 // sourceOf returns a URL as the schedule has it.
 func sourceOf(s string) schedule.Source {
@@ -26,44 +35,119 @@ func sources(fetcher Fetcher, leaf *x509.Certificate) (at []schedule.Source) {
 		urls, _ = f.responderURLs(leaf)
 	}
 	for _, u := range urls[:min(len(urls), maxURLs)] {
-		if fetchable(u) {
+		if exchange.Fetchable(u) {
 			at = append(at, sourceOf(u))
 		}
 	}
 	return at
 }
 
-// answersIn returns what came of each URL that was asked in vain.
-func answersIn(err error) (all []schedule.Answer) {
-	switch e := err.(type) {
-	case *HTTPError:
-		a := schedule.Answer{Source: sourceOf(e.URL), RetryAfter: e.RetryAfter, Err: err}
-		var status ocsp.ResponseError
-		_, refused := errors.AsType[*VerifyError](e.Err)
-		switch {
-		case errors.As(e.Err, &status):
-			a.Fault = schedule.Certificate
-			if status.Status == ocsp.TryLater || status.Status == ocsp.InternalError {
-				a.Fault = schedule.CA
-			}
-		case refused || errors.Is(e.Err, errUnknown) || errors.Is(e.Err, errOlder):
-			a.Fault = schedule.Certificate
-		case e.StatusCode == 0:
-			a.Fault = schedule.Host
-		case e.StatusCode == 429, e.StatusCode == 503 && e.RetryAfter > 0:
-			a.Fault, a.Busy = schedule.URL, true
-		case e.StatusCode >= 500, e.StatusCode < 400:
-			a.Fault, a.Busy = schedule.CA, e.StatusCode == 503
-		default:
-			a.Fault = schedule.Certificate
+// answersIn returns what err, of a Fetch or FetchIssuer that failed, says of each URL, in
+// order: one answer for each *HTTPError in its tree. One inside another is about the same
+// URL.
+func answersIn(err error) (answers []schedule.Answer) {
+	walk(err, func(err error) (into bool) {
+		e, ok := err.(*HTTPError)
+		if ok {
+			answers = append(answers, schedule.Answer{Source: sourceOf(e.URL), Fault: e.whose(), RetryAfter: e.RetryAfter,
+				Busy: e.StatusCode == http.StatusTooManyRequests || e.StatusCode == http.StatusServiceUnavailable, Err: e})
 		}
-		return []schedule.Answer{a}
+		return !ok
+	})
+	return answers
+}
+
+// walk calls visit with each error of a tree, a parent before its children, in the order
+// of errors.Is. It leaves out those below an error of which visit returns false.
+func walk(err error, visit func(error) (into bool)) {
+	if err == nil || !visit(err) {
+		return
+	}
+	switch e := err.(type) {
 	case interface{ Unwrap() error }:
-		return answersIn(e.Unwrap())
+		walk(e.Unwrap(), visit)
 	case interface{ Unwrap() []error }:
-		for _, inner := range e.Unwrap() {
-			all = append(all, answersIn(inner)...)
+		for _, err := range e.Unwrap() {
+			walk(err, visit)
 		}
 	}
-	return all
+}
+
+// retryAfter returns the longest pause that a responder asked for in err.
+func retryAfter(err error) (longest time.Duration) {
+	walk(err, func(err error) bool {
+		if e, ok := err.(*HTTPError); ok {
+			longest = max(longest, e.RetryAfter)
+		}
+		return true
+	})
+	return longest
+}
+
+// whose returns whose fault e tells of. Of several requests it is the last one's, so far
+// as that can be told of an HTTPError by somebody else's Fetcher.
+func (e *HTTPError) whose() schedule.Fault {
+	switch {
+	case errors.Is(e.Err, context.Canceled), e.fault == notAsked:
+		return schedule.NoFault
+	case e.fault != schedule.NoFault:
+		return e.fault
+	}
+	if inner := answersIn(e.Err); len(inner) > 0 { // e may be a copy, under another URL
+		if last := inner[len(inner)-1]; last.Err.(*HTTPError).StatusCode == e.StatusCode {
+			return last.Fault
+		}
+	}
+	return faultIn(e.StatusCode != 0, e.StatusCode, e.RetryAfter, e.Err)
+}
+
+// faultOf returns whose fault it is that a request failed, notAsked if nobody's.
+func faultOf(a ask.Attempt) schedule.Fault {
+	switch a.Stage {
+	case ask.Unasked:
+		return notAsked
+	case ask.Refused:
+		return schedule.Certificate
+	default:
+		return faultIn(a.Stage == ask.Answered, a.Status, a.RetryAfter, a.Err)
+	}
+}
+
+// faultIn returns whose fault err is, of a request to which anything was answered or
+// nothing, with this status, 0 if it was no HTTP or a redirect to nowhere.
+func faultIn(answered bool, status int, retryAfter time.Duration, err error) schedule.Fault {
+	var said, refused schedule.Fault // by the responder; by whoever judges its response
+	walk(err, func(err error) bool {
+		switch e := err.(type) {
+		case ocsp.ResponseError:
+			if said = schedule.Certificate; e.Status == ocsp.TryLater || e.Status == ocsp.InternalError {
+				said = schedule.CA
+			}
+		case *VerifyError:
+			refused = schedule.Certificate
+		}
+		switch err {
+		case errUnknown, errOlder:
+			refused = schedule.Certificate
+		case exchange.ErrUnusable:
+			refused = schedule.CA
+		}
+		return true
+	})
+	switch {
+	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable && retryAfter > 0:
+		return schedule.URL
+	case said != schedule.NoFault:
+		return said
+	case status >= 500:
+		return schedule.CA
+	case status >= 400:
+		return schedule.Certificate
+	case refused != schedule.NoFault:
+		return refused
+	case answered:
+		return schedule.CA
+	default:
+		return schedule.Host
+	}
 }

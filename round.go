@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/wall"
@@ -139,7 +140,7 @@ func (r *round) findIssuer() (o outcome) {
 		candidates, err := f.FetchIssuer(ctx, r.leaf)
 		o.err = err
 		o.final = errors.Is(err, ErrNoResponder) || errors.Is(err, ErrNoIssuer)
-		r.issuer = pickIssuer(r.leaf, candidates)
+		r.issuer = issuers.Of(r.leaf, candidates)
 		if err == nil && r.issuer == nil {
 			o.err = fmt.Errorf("%w: none of the %d certificates fetched", ErrNoIssuer, len(candidates))
 		}
@@ -318,31 +319,12 @@ func (e *entry) refresh(ctx context.Context, c *Certificate) error {
 	return result
 }
 
-// retryAfter returns the longest pause that a responder asked for in err.
-func retryAfter(err error) time.Duration {
-	var longest time.Duration
-	if e, ok := err.(*HTTPError); ok {
-		longest = e.RetryAfter
-	}
-	switch e := err.(type) {
-	case interface{ Unwrap() error }:
-		if inner := e.Unwrap(); inner != nil {
-			longest = max(longest, retryAfter(inner))
-		}
-	case interface{ Unwrap() []error }:
-		for _, inner := range e.Unwrap() {
-			longest = max(longest, retryAfter(inner))
-		}
-	}
-	return longest
-}
-
 // unanswerable returns an error if nobody could be asked about leaf.
 func unanswerable(leaf *x509.Certificate, now time.Time) error {
 	switch {
 	case now.After(leaf.NotAfter):
 		return errExpired
-	case bytes.Equal(leaf.RawIssuer, leaf.RawSubject) && signedBy(leaf, leaf):
+	case bytes.Equal(leaf.RawIssuer, leaf.RawSubject) && issuers.Signed(leaf, leaf):
 		return errSelfSigned
 	}
 	return nil

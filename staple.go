@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/wall"
 )
@@ -399,7 +400,7 @@ func parseChain(cert *tls.Certificate) (*x509.Certificate, error) {
 		return nil, err
 	}
 	for i, der := range cert.Certificate[1:] {
-		if _, err := intern(der); err != nil {
+		if _, err := issuers.Intern(der); err != nil {
 			return nil, fmt.Errorf("staple: certificate %d in the chain of %s does not parse: %w", i+1, name.Of(leaf), err)
 		}
 	}

@@ -1,4 +1,13 @@
-package staple
+// Package publicaddr knows which IP addresses are globally reachable, and keeps a
+// [net.Dialer] to them:
+//
+//	dialer := &net.Dialer{Control: publicaddr.Control}
+//
+// It is for servers that connect to whatever URL somebody hands them, and must not be
+// led into their own network: by a name that resolves to an address of it, or by a
+// redirect. It resolves no names, and a proxy, which connects to the address itself,
+// gets round it.
+package publicaddr
 
 import (
 	"fmt"
@@ -58,10 +67,10 @@ func prefixes(s ...string) []netip.Prefix {
 	return p
 }
 
-// globallyReachable reports whether a is an address that anybody on the Internet
+// Reachable reports whether a is an address that anybody on the Internet
 // could connect to as well. An IPv4 address inside an IPv6 one (IPv4-mapped,
 // IPv4-compatible, NAT64 with the well-known prefix, 6to4) is judged itself.
-func globallyReachable(a netip.Addr) bool {
+func Reachable(a netip.Addr) bool {
 	if a.Zone() != "" {
 		return false
 	}
@@ -81,15 +90,15 @@ func globallyReachable(a netip.Addr) bool {
 	return !in(specialPurpose) || in(specialButReachable)
 }
 
-// publicOnly is a net.Dialer's Control that refuses every address which is not
+// Control is a [net.Dialer]'s Control that refuses every address which is not
 // globally reachable. It runs after name resolution, for each connection.
-func publicOnly(network, address string, _ syscall.RawConn) error {
+func Control(_, address string, _ syscall.RawConn) error {
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil {
-		return fmt.Errorf("HTTPFetcher.PublicOnly: %w", err)
+		return err
 	}
-	if !globallyReachable(ap.Addr()) {
-		return fmt.Errorf("HTTPFetcher.PublicOnly: %v is not a globally reachable address", ap.Addr())
+	if !Reachable(ap.Addr()) {
+		return fmt.Errorf("%v is not a globally reachable address", ap.Addr())
 	}
 	return nil
 }

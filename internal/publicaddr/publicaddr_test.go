@@ -1,4 +1,4 @@
-package staple
+package publicaddr
 
 import (
 	"net/netip"
@@ -8,7 +8,7 @@ import (
 )
 
 // The registries as of October 2025, row by row. What they leave open, "N/A", is
-// here as the doc comment of globallyReachable has it.
+// here as the doc comment of Reachable has it.
 var specialPurposeRows = []struct {
 	prefix string
 	name   string
@@ -74,11 +74,11 @@ var specialPurposeRows = []struct {
 	{"e000::/4", "outside global unicast", false},
 }
 
-func TestGloballyReachableFollowsTheRegistries(t *testing.T) {
+func TestReachableFollowsTheRegistries(t *testing.T) {
 	for _, row := range specialPurposeRows {
 		p := netip.MustParsePrefix(row.prefix)
 		for _, a := range []netip.Addr{p.Addr(), lastAddr(p)} {
-			require.Equal(t, row.global, globallyReachable(a), "%v, %s", a, row.name)
+			require.Equal(t, row.global, Reachable(a), "%v, %s", a, row.name)
 		}
 	}
 }
@@ -92,7 +92,7 @@ func lastAddr(p netip.Prefix) netip.Addr {
 	return a
 }
 
-func TestGloballyReachable(t *testing.T) {
+func TestReachable(t *testing.T) {
 	tests := []struct {
 		name   string
 		addrs  []string
@@ -118,19 +118,19 @@ func TestGloballyReachable(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			for _, a := range tt.addrs {
-				require.Equal(t, tt.global, globallyReachable(netip.MustParseAddr(a)), a)
+				require.Equal(t, tt.global, Reachable(netip.MustParseAddr(a)), a)
 			}
 		})
 	}
 	t.Run("no address at all", func(t *testing.T) {
-		require.False(t, globallyReachable(netip.Addr{}))
+		require.False(t, Reachable(netip.Addr{}))
 	})
 }
 
-func TestPublicOnlyNamesTheAddress(t *testing.T) {
-	require.NoError(t, publicOnly("tcp4", "8.8.8.8:80", nil))
-	require.NoError(t, publicOnly("tcp6", "[2606:4700::1111]:443", nil))
-	require.ErrorContains(t, publicOnly("tcp4", "127.0.0.1:80", nil), "127.0.0.1 is not a globally reachable address")
-	require.ErrorContains(t, publicOnly("tcp6", "[fe80::1%lo]:80", nil), "fe80::1%lo is not a globally reachable address")
-	require.Error(t, publicOnly("unix", "/run/socket", nil))
+func TestControlNamesTheAddress(t *testing.T) {
+	require.NoError(t, Control("tcp4", "8.8.8.8:80", nil))
+	require.NoError(t, Control("tcp6", "[2606:4700::1111]:443", nil))
+	require.ErrorContains(t, Control("tcp4", "127.0.0.1:80", nil), "127.0.0.1 is not a globally reachable address")
+	require.ErrorContains(t, Control("tcp6", "[fe80::1%lo]:80", nil), "fe80::1%lo is not a globally reachable address")
+	require.Error(t, Control("unix", "/run/socket", nil))
 }

@@ -1,0 +1,269 @@
+package staple
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-staple/staple/internal/exchange"
+	"github.com/go-staple/staple/internal/schedule"
+	"github.com/go-staple/staple/internal/testhttp"
+	"github.com/go-staple/staple/stapletest"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ocsp"
+)
+
+func TestFaultsOfSomebodyElsesErrors(t *testing.T) {
+	status := func(s ocsp.ResponseStatus) error { return fmt.Errorf("GET: %w", ocsp.ResponseError{Status: s}) }
+	refused := &VerifyError{Reason: ReasonBadSignature, Err: errors.New("forged")}
+	for _, tt := range []struct {
+		name string
+		err  HTTPError
+		want schedule.Fault
+	}{
+		{"no connection", HTTPError{Err: io.EOF}, schedule.Host},
+		{"nothing at all", HTTPError{}, schedule.Host},
+		{"the time was up", HTTPError{Err: context.DeadlineExceeded}, schedule.Host},
+		{"the caller gave up", HTTPError{Err: fmt.Errorf("GET: %w", context.Canceled)}, schedule.NoFault},
+		{"the caller gave up after an answer", HTTPError{StatusCode: 404, Err: errors.Join(io.EOF, context.Canceled)}, schedule.NoFault},
+
+		{"429", HTTPError{StatusCode: 429}, schedule.URL},
+		{"429 with an OCSP status", HTTPError{StatusCode: 429, Err: status(ocsp.Unauthorized)}, schedule.URL},
+		{"503 with Retry-After", HTTPError{StatusCode: 503, RetryAfter: time.Second}, schedule.URL},
+		{"503 with Retry-After and tryLater", HTTPError{StatusCode: 503, RetryAfter: time.Second, Err: status(ocsp.TryLater)}, schedule.URL},
+
+		{"503", HTTPError{StatusCode: 503}, schedule.CA},
+		{"500", HTTPError{StatusCode: 500, Err: errors.New("GET: 500 Internal Server Error")}, schedule.CA},
+		{"500 with Retry-After", HTTPError{StatusCode: 500, RetryAfter: time.Second}, schedule.CA},
+		{"599", HTTPError{StatusCode: 599}, schedule.CA},
+		{"tryLater", HTTPError{StatusCode: 200, Err: status(ocsp.TryLater)}, schedule.CA},
+		{"internalError", HTTPError{StatusCode: 200, Err: status(ocsp.InternalError)}, schedule.CA},
+		{"tryLater without a status", HTTPError{Err: status(ocsp.TryLater)}, schedule.CA},
+		{"tryLater, refused by a Verifier", HTTPError{StatusCode: 200, Err: &VerifyError{Reason: ReasonUnsuccessful, Err: status(ocsp.TryLater)}}, schedule.CA},
+		{"404 with internalError", HTTPError{StatusCode: 404, Err: status(ocsp.InternalError)}, schedule.CA},
+		{"a web page", HTTPError{StatusCode: 200, Err: fmt.Errorf("GET: %w: a page", exchange.ErrUnusable)}, schedule.CA},
+		{"a body cut short", HTTPError{StatusCode: 200, Err: io.ErrUnexpectedEOF}, schedule.CA},
+		{"200, and no word more", HTTPError{StatusCode: 200}, schedule.CA},
+		{"204", HTTPError{StatusCode: 204}, schedule.CA},
+		{"304", HTTPError{StatusCode: 304, Err: io.EOF}, schedule.CA},
+		{"101", HTTPError{StatusCode: 101}, schedule.CA},
+
+		{"400", HTTPError{StatusCode: 400}, schedule.Certificate},
+		{"404 with Retry-After", HTTPError{StatusCode: 404, RetryAfter: time.Second}, schedule.Certificate},
+		{"unauthorized", HTTPError{StatusCode: 200, Err: status(ocsp.Unauthorized)}, schedule.Certificate},
+		{"malformedRequest", HTTPError{StatusCode: 200, Err: status(ocsp.Malformed)}, schedule.Certificate},
+		{"sigRequired", HTTPError{StatusCode: 200, Err: status(ocsp.SignatureRequired)}, schedule.Certificate},
+		{"500 with unauthorized", HTTPError{StatusCode: 500, Err: status(ocsp.Unauthorized)}, schedule.Certificate},
+		{"refused", HTTPError{StatusCode: 200, Err: fmt.Errorf("GET: %w", refused)}, schedule.Certificate},
+		{"refused, without a status", HTTPError{Err: refused}, schedule.Certificate},
+		{"unknown", HTTPError{StatusCode: 200, Err: fmt.Errorf("GET: %w", errUnknown)}, schedule.Certificate},
+		{"older", HTTPError{StatusCode: 200, Err: fmt.Errorf("GET: %w", errOlder)}, schedule.Certificate},
+
+		{"tryLater, then unauthorized", HTTPError{StatusCode: 200, Err: errors.Join(status(ocsp.TryLater), status(ocsp.Unauthorized))}, schedule.Certificate},
+		{"unauthorized, then tryLater", HTTPError{StatusCode: 200, Err: errors.Join(status(ocsp.Unauthorized), status(ocsp.TryLater))}, schedule.CA},
+		{"a web page, then refused", HTTPError{StatusCode: 200, Err: fmt.Errorf("%w; %w", exchange.ErrUnusable, refused)}, schedule.Certificate},
+		{"refused, then a web page", HTTPError{StatusCode: 200, Err: fmt.Errorf("%w; %w", refused, exchange.ErrUnusable)}, schedule.CA},
+		{"refused, then 500", HTTPError{StatusCode: 500, Err: fmt.Errorf("%w; %w", refused, io.EOF)}, schedule.CA},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.err.URL = "http://a.example"
+			want := answerOf(&tt.err, tt.want)
+			require.Equal(t, []schedule.Answer{want}, answersIn(&tt.err))
+		})
+	}
+}
+
+func answerOf(e *HTTPError, f schedule.Fault) schedule.Answer {
+	busy := e.StatusCode == http.StatusTooManyRequests || e.StatusCode == http.StatusServiceUnavailable
+	return schedule.Answer{Source: sourceOf(e.URL), Fault: f, RetryAfter: e.RetryAfter, Busy: busy, Err: e}
+}
+
+func TestAnswersIn(t *testing.T) {
+	a := &HTTPError{URL: "a", StatusCode: 500}
+	b := &HTTPError{URL: "b", StatusCode: 429, RetryAfter: time.Minute}
+	both := []schedule.Answer{answerOf(a, schedule.CA), answerOf(b, schedule.URL)}
+	require.Nil(t, answersIn(nil))
+	require.Nil(t, answersIn(io.EOF))
+	require.Nil(t, answersIn(&VerifyError{Err: ocsp.ResponseError{Status: ocsp.TryLater}}))
+	require.Equal(t, both[:1], answersIn(a))
+	require.Equal(t, both, answersIn(errors.Join(a, io.EOF, b)))
+	require.Equal(t, both, answersIn(fmt.Errorf("about %s: %w, %w", "a leaf", fmt.Errorf("one: %w", a), errors.Join(io.EOF, b))))
+	require.Equal(t, []schedule.Answer{answerOf(b, schedule.URL), answerOf(a, schedule.CA)}, answersIn(errors.Join(b, a)))
+	require.Equal(t, append(both, both...), answersIn(errors.Join(a, b, a, b)))
+
+	t.Run("one inside another is about the same URL", func(t *testing.T) {
+		outer := &HTTPError{URL: "mine", StatusCode: 404, Err: errors.Join(a, b)}
+		require.Equal(t, []schedule.Answer{answerOf(outer, schedule.Certificate)}, answersIn(fmt.Errorf("x: %w", outer)))
+	})
+	t.Run("a copy under another name knows what the original does", func(t *testing.T) {
+		original := &HTTPError{URL: "a", StatusCode: 404, Err: io.EOF, fault: schedule.Host}
+		renamed := &HTTPError{URL: "b", StatusCode: 404, Err: original}
+		require.Equal(t, []schedule.Answer{answerOf(renamed, schedule.Host)}, answersIn(renamed))
+		unasked := &HTTPError{URL: "b", Err: &HTTPError{URL: "a", Err: io.EOF, fault: notAsked}}
+		require.Equal(t, []schedule.Answer{answerOf(unasked, schedule.NoFault)}, answersIn(unasked))
+	})
+}
+
+var faultsCA = sync.OnceValue(func() *stapletest.CA { return stapletest.NewCA(stapletest.CAOptions{Intermediate: true}) })
+
+// faultsOf returns the faults in what Fetch says about a leaf with these responders.
+func faultsOf(t *testing.T, ctx context.Context, f *HTTPFetcher, accept func([]byte) error, urls ...string) (faults []schedule.Fault) {
+	ca := faultsCA()
+	leaf := ca.Leaf(stapletest.LeafOptions{Responders: urls}).Leaf
+	_, err := f.Fetch(ctx, &Request{Leaf: leaf, Issuer: ca.Issuer, Accept: accept})
+	require.Error(t, err)
+	for _, a := range answersIn(err) {
+		require.Contains(t, urls, a.URL)
+		faults = append(faults, a.Fault)
+	}
+	return faults
+}
+
+func TestFaultsOfHTTPFetcher(t *testing.T) {
+	good := stapletest.NewResponder(faultsCA())
+	status := testhttp.RepliesStatus
+	says := testhttp.RepliesOCSP
+	later := func(status int) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Retry-After", "60")
+			w.WriteHeader(status)
+		})
+	}
+	reset := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	raw := func(text string) string { return testhttp.ServeRaw(t, testhttp.Says(text)) }
+	page := testhttp.Replies(200, "text/html", "<html>")
+	refuses := func([]byte) error { return errors.New("of whatever kind") }
+	for _, tt := range []struct {
+		name     string
+		handlers []http.Handler // in turn
+		url      string         // where there is none
+		accept   func([]byte) error
+		want     schedule.Fault
+	}{
+		{name: "no connection", url: testhttp.ClosedServer(), want: schedule.Host},
+		{name: "no TLS", url: "https" + strings.TrimPrefix(raw("HTTP/1.1 200 OK\r\n\r\n"), "http"), want: schedule.Host},
+		{name: "no byte", url: raw(""), want: schedule.Host},
+		{name: "no HTTP", url: raw("SSH-2.0-OpenSSH_9.9\r\n"), want: schedule.CA},
+		{name: "a header cut short", url: raw(testhttp.OK), want: schedule.CA},
+		{name: "a body cut short", url: raw(testhttp.OK + "Content-Length: 9\r\n\r\nx"), want: schedule.CA},
+		{name: "a web page", handlers: []http.Handler{page}, want: schedule.CA},
+		{name: "a redirect to where nobody listens", want: schedule.CA,
+			handlers: []http.Handler{http.RedirectHandler(testhttp.ClosedServer(), http.StatusFound)}},
+		{name: "a redirect loop", handlers: []http.Handler{http.RedirectHandler("/", http.StatusFound)}, want: schedule.CA},
+		{name: "500", handlers: []http.Handler{status(500)}, want: schedule.CA},
+		{name: "501 to GET and POST", handlers: []http.Handler{status(501)}, want: schedule.CA},
+		{name: "503", handlers: []http.Handler{status(503)}, want: schedule.CA},
+		{name: "503 with Retry-After", handlers: []http.Handler{later(503)}, want: schedule.URL},
+		{name: "429", handlers: []http.Handler{status(429)}, want: schedule.URL},
+		{name: "404", handlers: []http.Handler{status(404)}, want: schedule.Certificate},
+		{name: "tryLater", handlers: []http.Handler{says(ocsp.TryLaterErrorResponse)}, want: schedule.CA},
+		{name: "unauthorized", handlers: []http.Handler{says(ocsp.UnauthorizedErrorResponse)}, want: schedule.Certificate},
+		{name: "refused", handlers: []http.Handler{good}, accept: refuses, want: schedule.Certificate},
+
+		{name: "GET 404, POST 503", handlers: []http.Handler{status(404), status(503)}, want: schedule.CA},
+		{name: "GET 404 with Retry-After, POST 503", handlers: []http.Handler{later(404), status(503)}, want: schedule.CA},
+		{name: "GET 404, POST 503 with Retry-After", handlers: []http.Handler{status(404), later(503)}, want: schedule.URL},
+		{name: "GET a web page, POST 404", handlers: []http.Handler{page, status(404)}, want: schedule.Certificate},
+		{name: "GET 404, POST a web page", handlers: []http.Handler{status(404), page}, want: schedule.CA},
+		{name: "GET 404, POST without an answer", handlers: []http.Handler{status(404), reset}, want: schedule.Host},
+		{name: "GET a web page, POST refused", handlers: []http.Handler{page, good}, accept: refuses, want: schedule.Certificate},
+		{name: "unauthorized with one hash, tryLater with the other", want: schedule.CA,
+			handlers: []http.Handler{says(ocsp.UnauthorizedErrorResponse), says(ocsp.TryLaterErrorResponse)}},
+		{name: "malformedRequest with both hashes, POST 404", want: schedule.Certificate,
+			handlers: []http.Handler{says(ocsp.MalformedRequestErrorResponse), says(ocsp.MalformedRequestErrorResponse), status(404)}},
+		{name: "unauthorized with one hash, no answer with the other", want: schedule.Host,
+			handlers: []http.Handler{says(ocsp.UnauthorizedErrorResponse), reset}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			url := tt.url
+			if url == "" {
+				url = testhttp.NewScripted(t, tt.handlers...).URL
+			}
+			f := new(HTTPFetcher)
+			t.Cleanup(f.closeIdle)
+			require.Equal(t, []schedule.Fault{tt.want}, faultsOf(t, t.Context(), f, tt.accept, url))
+		})
+	}
+	t.Run("a URL that cannot be asked", func(t *testing.T) {
+		url := testhttp.NewServer(t, status(404))
+		require.Equal(t, []schedule.Fault{schedule.NoFault, schedule.Certificate}, faultsOf(t, t.Context(), new(HTTPFetcher), nil, "ldap://a.example", url))
+	})
+	t.Run("a request that cannot be made", func(t *testing.T) {
+		require.Equal(t, []schedule.Fault{schedule.NoFault}, faultsOf(t, t.Context(), &HTTPFetcher{Hash: crypto.MD5}, nil, "http://127.0.0.1:1"))
+	})
+	t.Run("another hash for which none can be made", func(t *testing.T) {
+		url := testhttp.NewServer(t, status(500))
+		require.Equal(t, []schedule.Fault{schedule.CA}, faultsOf(t, t.Context(), &HTTPFetcher{Hash: crypto.SHA384}, nil, url))
+	})
+
+	hangs := &http.Client{Transport: testhttp.RoundTripper(func(r *http.Request) (*http.Response, error) {
+		<-r.Context().Done()
+		return nil, context.Cause(r.Context())
+	})}
+	t.Run("the caller gives up", func(t *testing.T) {
+		for _, cause := range []error{nil, errors.New("for a reason of its own")} {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				time.AfterFunc(time.Second, func() { cancel(cause) })
+				require.Equal(t, []schedule.Fault{schedule.NoFault, schedule.NoFault}, faultsOf(t, ctx, &HTTPFetcher{Client: hangs}, nil, "http://a.example", "http://b.example"))
+			})
+		}
+	})
+	t.Run("the time is up: the first, a second one that had its share, and one that comes too late", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			require.Equal(t, []schedule.Fault{schedule.Host, schedule.Host}, faultsOf(t, ctx, &HTTPFetcher{Client: hangs}, nil, "http://a.example", "http://b.example"))
+			require.Equal(t, []schedule.Fault{schedule.NoFault}, faultsOf(t, ctx, &HTTPFetcher{Client: hangs}, nil, "http://a.example"))
+		})
+	})
+}
+
+func TestFaultOfFetchIssuerWhereTheCallerGivesUp(t *testing.T) {
+	f := &HTTPFetcher{Client: &http.Client{Transport: testhttp.RoundTripper(func(r *http.Request) (*http.Response, error) {
+		<-r.Context().Done()
+		return nil, context.Cause(r.Context())
+	})}}
+	leaf := faultsCA().Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}, IssuerURLs: []string{"http://ca.example"}}).Leaf
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		time.AfterFunc(time.Second, func() { cancel(errors.New("for a reason of its own")) })
+		_, err := f.FetchIssuer(ctx, leaf)
+		answers := answersIn(err)
+		require.Len(t, answers, 1)
+		require.Equal(t, schedule.NoFault, answers[0].Fault)
+	})
+}
+
+func TestFaultsOfFetchIssuer(t *testing.T) {
+	for _, tt := range []struct {
+		name, url string
+		want      schedule.Fault
+	}{
+		{"no connection", testhttp.ClosedServer(), schedule.Host},
+		{"404", testhttp.NewServer(t, testhttp.RepliesStatus(404)), schedule.Certificate},
+		{"500", testhttp.NewServer(t, testhttp.RepliesStatus(500)), schedule.CA},
+		{"429", testhttp.NewServer(t, testhttp.RepliesStatus(429)), schedule.URL},
+		{"a web page", testhttp.NewServer(t, testhttp.Replies(200, "text/html", "<html>")), schedule.CA},
+		{"somebody else", testhttp.NewServer(t, testhttp.Replies(200, "application/pkix-cert", string(faultsCA().Root.Raw))), schedule.Certificate},
+		{"not HTTP", testhttp.ServeRaw(t, testhttp.Says("SSH-2.0-OpenSSH_9.9\r\n")), schedule.CA},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			leaf := faultsCA().Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}, IssuerURLs: []string{tt.url, "ldap:///CN=CA"}}).Leaf
+			_, err := new(HTTPFetcher).FetchIssuer(t.Context(), leaf)
+			answers := answersIn(err)
+			require.Len(t, answers, 2)
+			require.Equal(t, tt.url, answers[0].URL)
+			require.Equal(t, tt.want, answers[0].Fault)
+			require.Equal(t, schedule.NoFault, answers[1].Fault)
+		})
+	}
+}

@@ -1,0 +1,165 @@
+// Package exchange makes HTTP requests within bounds, to servers that may be slow, broken
+// or hostile:
+//
+//	c := exchange.Client{HTTP: exchange.NewClient(20*time.Second, nil), Timeout: 10*time.Second, MaxBody: 64<<10}
+//	u, err := exchange.ParseURL(s)
+//	r := c.Do(ctx, http.MethodGet, u.String(), nil, http.Header{})
+//
+// Whatever comes back, [Client.Do] ends after Timeout, has read little more than MaxBody,
+// and tells the status, what Retry-After asks for, and in one error what was wrong. It
+// knows nothing of what is asked for, decodes nothing, and never asks again by itself but
+// as net/http does: along redirects, and where a connection that was kept turns out to be
+// closed.
+package exchange
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strconv"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// MaxRetryAfter is the longest time that a Retry-After is taken for.
+	MaxRetryAfter = 7 * 24 * time.Hour
+
+	maxURL = 2048
+)
+
+var (
+	// ErrUnusable is wrapped by the error about an answer with status 200 whose body
+	// is not what was asked for.
+	ErrUnusable = errors.New("unusable answer")
+
+	// ErrSilent is wrapped by the error about a connection over which no answer came.
+	ErrSilent = errors.New("no answer")
+)
+
+// ParseURL parses a URL that may be asked: http or https, with a host, and not longer
+// than any real one. Credentials and a fragment in it are dropped.
+func ParseURL(s string) (*url.URL, error) {
+	if len(s) > maxURL {
+		return nil, fmt.Errorf("URL of %d bytes, more than %d", len(s), maxURL)
+	}
+	u, err := url.Parse(s)
+	if err != nil {
+		return nil, err
+	}
+	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, errors.New("not an http or https URL")
+	}
+	u.User, u.Fragment, u.RawFragment = nil, "", ""
+	return u, nil
+}
+
+// Fetchable reports whether [ParseURL] takes a URL.
+func Fetchable(s string) bool {
+	_, err := ParseURL(s)
+	return err == nil
+}
+
+// A Client is an HTTP client and the bounds of its exchanges.
+type Client struct {
+	HTTP    *http.Client
+	Timeout time.Duration // of an exchange, its redirects and its body included
+	MaxBody int64         // how many bytes of it are read; more is an error
+}
+
+// A Result is what came of an exchange.
+type Result struct {
+	Status      int           // of the answer; 0: there was none
+	RetryAfter  time.Duration // that the answer asks for, MaxRetryAfter at most; 0: nothing
+	ContentType string
+	Body        []byte // as far as it was read
+	Answered    bool   // something was heard of the server, if only the first byte of an answer or a redirect
+	Err         error  // nil only if the status is 200 and the body complete, not empty, and not encoded
+}
+
+// Unusable returns an error, which wraps [ErrUnusable], about a body that is not what was
+// asked for. It quotes the body's beginning.
+func (r *Result) Unusable(why string) error {
+	return fmt.Errorf("%w: %s, Content-Type %.100q, %d bytes that begin with %.40q",
+		ErrUnusable, why, r.ContentType, len(r.Body), r.Body)
+}
+
+// Do makes one request, which takes the header over. target is the result of [ParseURL].
+func (c Client) Do(ctx context.Context, method, target string, body []byte, header http.Header) (result Result) {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	result.Err = c.do(ctx, method, target, body, header, &result)
+	if result.Err != nil && ctx.Err() == context.DeadlineExceeded {
+		result.Err = fmt.Errorf("no complete answer within %v: %w", time.Since(began).Round(time.Millisecond), result.Err)
+	}
+	return result
+}
+
+// do fills in everything but result.Err.
+func (c Client) do(ctx context.Context, method, target string, body []byte, header http.Header, result *Result) error {
+	var silent, heard atomic.Bool
+	trace := &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { silent.Store(true) },
+		GotFirstResponseByte: func() {
+			silent.Store(false)
+			heard.Store(true)
+		},
+	}
+	r, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), method, target, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	r.Header = header
+	header.Set("Accept-Encoding", "identity") // and the transport decompresses nothing
+	resp, err := c.HTTP.Do(r)
+	if resp != nil {
+		result.Status = resp.StatusCode
+		result.RetryAfter = retryAfter(resp.Header.Get("Retry-After"))
+		result.ContentType = resp.Header.Get("Content-Type")
+	}
+	result.Answered = resp != nil || heard.Load()
+	if err != nil {
+		if e, ok := errors.AsType[*url.Error](err); ok {
+			err = e.Err // the URL is known, and long
+		}
+		if silent.Load() {
+			err = fmt.Errorf("%w: %w", ErrSilent, err)
+		}
+		return err
+	}
+	defer resp.Body.Close()
+	result.Body, err = io.ReadAll(http.MaxBytesReader(nil, resp.Body, c.MaxBody))
+	_, tooLarge := errors.AsType[*http.MaxBytesError](err)
+	encoding := resp.Header.Get("Content-Encoding")
+	switch {
+	case resp.StatusCode != http.StatusOK:
+		return fmt.Errorf("%d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
+	case tooLarge:
+		return result.Unusable(fmt.Sprintf("larger than %d bytes", c.MaxBody))
+	case err != nil:
+		return fmt.Errorf("the body was cut short after %d bytes: %w", len(result.Body), err)
+	case encoding != "" && encoding != "identity":
+		return result.Unusable(fmt.Sprintf("Content-Encoding %.40q, which was not asked for", encoding))
+	case len(result.Body) == 0:
+		return fmt.Errorf("%w: an empty body", ErrUnusable)
+	}
+	return nil
+}
+
+// retryAfter reads what RFC 9110, section 10.2.3, lets a Retry-After field hold: a number
+// of seconds, or a date.
+func retryAfter(s string) time.Duration {
+	var d time.Duration
+	if seconds, err := strconv.ParseUint(s, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
+		d = time.Duration(min(seconds, uint64(MaxRetryAfter/time.Second))) * time.Second
+	} else if t, err := http.ParseTime(s); err == nil {
+		d = time.Until(t)
+	}
+	return min(max(d, 0), MaxRetryAfter)
+}

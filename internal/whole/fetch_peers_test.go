@@ -1,0 +1,395 @@
+package whole
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ocsp"
+
+	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/ask"
+	"github.com/go-staple/staple/internal/exchange"
+	"github.com/go-staple/staple/internal/peer"
+	"github.com/go-staple/staple/stapletest"
+)
+
+// A peersWorld is a CA with a responder, and what is needed to make Staplers that ask it.
+type peersWorld struct {
+	t         *testing.T
+	ca        *stapletest.CA
+	responder *stapletest.Responder
+}
+
+var peersCA, otherPeersCA = sync.OnceValue(newPeersCA), sync.OnceValue(newPeersCA)
+
+func newPeersCA() *stapletest.CA { return stapletest.NewCA(stapletest.CAOptions{Intermediate: true}) }
+
+func newPeersWorld(t *testing.T) *peersWorld {
+	return &peersWorld{t: t, ca: peersCA(), responder: stapletest.NewResponder(peersCA())}
+}
+
+// stapler returns a staple.Stapler that is closed at the end of the test.
+func (w *peersWorld) stapler(edit func(*staple.Stapler)) *staple.Stapler {
+	s := &staple.Stapler{Logger: slog.New(slog.DiscardHandler)}
+	edit(s)
+	w.t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func (w *peersWorld) leaf(edit ...func(*stapletest.LeafOptions)) tls.Certificate {
+	o := stapletest.LeafOptions{Names: []string{"www.example.com"}}
+	for _, f := range edit {
+		f(&o)
+	}
+	return w.ca.Leaf(o)
+}
+
+// add adds cert and waits until it is stapled.
+func (w *peersWorld) add(s *staple.Stapler, cert tls.Certificate) *staple.Certificate {
+	c, err := s.Add(cert)
+	require.NoError(w.t, err)
+	require.NoError(w.t, c.Wait(peersSoon(w.t)))
+	return c
+}
+
+func peersSoon(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func requirePeersStaple(t *testing.T, c *staple.Certificate, status int) *ocsp.Response {
+	t.Helper()
+	cert, err := c.GetCertificate(nil)
+	require.NoError(t, err)
+	require.NotEmpty(t, cert.OCSPStaple, "no staple")
+	require.Same(t, cert, c.TLS())
+	require.True(t, c.Status().Stapled)
+	issuer, err := x509.ParseCertificate(cert.Certificate[1])
+	require.NoError(t, err)
+	r, _, err := new(staple.ResponseVerifier).Verify(cert.OCSPStaple, cert.Leaf, issuer, time.Now())
+	require.NoError(t, err)
+	require.Equal(t, status, r.Status)
+	return r
+}
+
+func peersCacheKey(leaf *x509.Certificate) string { return fmt.Sprintf("%x", sha256.Sum256(leaf.Raw)) }
+
+func peersPEM(blockType string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: blockType, Bytes: der})
+}
+
+// startPeer starts a server and waits until it listens on port. The server ends with the test.
+func startPeer(t *testing.T, port, path string, args ...string) {
+	t.Helper()
+	var said bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), path, args...)
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // and its children end, too
+	cmd.WaitDelay = 5 * time.Second
+	require.NoError(t, cmd.Start())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait()
+	}()
+	t.Cleanup(func() { <-ended })
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+		conn, err := net.Dial("tcp", "127.0.0.1:"+port)
+		if err == nil {
+			conn.Close()
+			return
+		}
+		select {
+		case <-ended:
+			require.FailNow(t, "it ended", "%s: %s", cmd, said.String())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	require.FailNow(t, "it does not listen", "%s", cmd)
+}
+
+func writePeersFile(t *testing.T, dir, name string, data []byte) string {
+	path := filepath.Join(dir, name)
+	require.NoError(t, os.WriteFile(path, data, 0o600))
+	return path
+}
+
+func withPeersResponder(url string) func(*stapletest.LeafOptions) {
+	return func(o *stapletest.LeafOptions) { o.Responders = []string{url} }
+}
+
+// awkwardLeaf returns a leaf whose serial number makes the base64 text of the OCSP request contain
+// "//" and "++".
+func (w *peersWorld) awkwardLeaf(url string) tls.Certificate {
+	for i := range 3 {
+		serial := slices.Concat(bytes.Repeat([]byte{1}, i+1), bytes.Repeat([]byte{0xfb, 0xef, 0xbe}, 2), bytes.Repeat([]byte{0xff}, 6))
+		cert := w.leaf(withPeersResponder(url), func(o *stapletest.LeafOptions) { o.Serial = new(big.Int).SetBytes(serial) })
+		der, err := ocsp.CreateRequest(cert.Leaf, w.ca.Issuer, nil)
+		require.NoError(w.t, err)
+		base, err := exchange.ParseURL(url)
+		require.NoError(w.t, err)
+		if get := ask.GetURL(base, der); strings.Contains(get, "%2F%2F") && strings.Contains(get, "%2B%2B") {
+			return cert
+		}
+	}
+	require.FailNow(w.t, "no serial number does")
+	return tls.Certificate{}
+}
+
+// A peersRecorder notes what its Transport was asked and what came back, as in "GET 200".
+type peersRecorder struct {
+	*http.Transport
+	mu   sync.Mutex
+	seen []string
+}
+
+func (r *peersRecorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	resp, err := r.Transport.RoundTrip(req)
+	if err == nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.seen = append(r.seen, fmt.Sprint(req.Method, " ", resp.StatusCode))
+	}
+	return resp, err
+}
+
+// take returns what was seen since the last call.
+func (r *peersRecorder) take() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	seen := r.seen
+	r.seen = nil
+	return seen
+}
+
+// recordPeers lets f, the zero value, note its requests, which its Client makes as its own would.
+func recordPeers(t *testing.T, f *staple.HTTPFetcher) *peersRecorder {
+	f.Client = exchange.NewClient(20*time.Second, nil)
+	r := &peersRecorder{Transport: f.Client.Transport.(*http.Transport)}
+	f.Client.Transport = r
+	t.Cleanup(r.CloseIdleConnections)
+	return r
+}
+
+// verifiedRequest returns a request about cert, at url, that takes what a Stapler takes.
+func (w *peersWorld) verifiedRequest(cert tls.Certificate, url string) *staple.Request {
+	leaf := *cert.Leaf
+	leaf.OCSPServer = []string{url}
+	return &staple.Request{Leaf: &leaf, Issuer: w.ca.Issuer, Accept: func(der []byte) error {
+		_, _, err := new(staple.ResponseVerifier).Verify(der, &leaf, w.ca.Issuer, time.Now())
+		return err
+	}}
+}
+
+// unredirected leaves out the redirects that CFSSL makes wherever the base64 text, which
+// differs from run to run, happens to have a double slash.
+func unredirected(seen []string) []string {
+	return slices.DeleteFunc(seen, func(s string) bool { return s == "GET 301" })
+}
+
+func TestCFSSLResponder(t *testing.T) {
+	cfssl := peer.Need(t, "cfssl")
+	w := newPeersWorld(t)
+	dir := t.TempDir()
+	port := peer.FreePort(t)
+	base := "http://127.0.0.1:" + port
+
+	pemFile := func(name, blockType string, der []byte) string {
+		return writePeersFile(t, dir, name, peersPEM(blockType, der))
+	}
+	keyFile := func(name string, key crypto.Signer) string {
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		require.NoError(t, err)
+		return pemFile(name, "PRIVATE KEY", der)
+	}
+	ca, caKey := pemFile("ca.pem", "CERTIFICATE", w.ca.Issuer.Raw), keyFile("ca.key", w.ca.Key)
+	delegate := w.ca.Delegate(stapletest.DelegateOptions{})
+	delegatePEM, delegateKey := pemFile("delegate.pem", "CERTIFICATE", delegate.Certificate.Raw), keyFile("delegate.key", delegate.Key)
+	var responses []string
+	sign := func(cert tls.Certificate, responder, key string, args ...string) {
+		cmd := exec.CommandContext(t.Context(), cfssl, append([]string{"ocspsign", "-ca", ca, "-responder", responder, "-responder-key", key,
+			"-cert", pemFile("leaf.pem", "CERTIFICATE", cert.Leaf.Raw)}, args...)...)
+		out, err := cmd.Output()
+		require.NoError(t, err)
+		var signed struct{ OCSPResponse string }
+		require.NoError(t, json.Unmarshal(out, &signed))
+		responses = append(responses, signed.OCSPResponse)
+	}
+	leaf := func(serial string) tls.Certificate {
+		return w.leaf(withPeersResponder(base), func(o *stapletest.LeafOptions) { o.Serial = new(big.Int).SetBytes([]byte(serial)) })
+	}
+	plain, delegated, revoked, awkward := leaf("plain"), leaf("delegated"), leaf("revoked"), w.awkwardLeaf(base)
+	sign(plain, ca, caKey, "-interval", "48h")
+	sign(awkward, ca, caKey)
+	sign(delegated, delegatePEM, delegateKey)
+	sign(revoked, ca, caKey, "-status", "revoked", "-reason", "1")
+	file := writePeersFile(t, dir, "responses", []byte(strings.Join(responses, "\n")))
+	startPeer(t, port, cfssl, "ocspserve", "-port", port, "-responses", file)
+
+	refusedGET := []string{"GET 400", "POST 200"} // it takes the slash before the base64 text for a part of it
+	for _, tt := range []struct {
+		name   string
+		cert   tls.Certificate
+		path   string
+		hash   crypto.Hash
+		seen   []string
+		status int
+	}{
+		{"it refuses every GET: POST", plain, "", 0, refusedGET, ocsp.Good},
+		{"POST", plain, "?post", 0, refusedGET[1:], ocsp.Good},
+		{"POST, whatever the path", plain, "/path/?post", 0, refusedGET[1:], ocsp.Good},
+		{"a SHA-256 CertID, answered with the SHA-1 one that was signed", plain, "", crypto.SHA256, refusedGET, ocsp.Good},
+		{"it redirects from a double slash in the base64 text: POST", awkward, "", 0, []string{"GET 301", "GET 400", "POST 200"}, ocsp.Good},
+		{"signed by a delegated responder", delegated, "", 0, refusedGET, ocsp.Good},
+		{"revoked", revoked, "", 0, refusedGET, ocsp.Revoked},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := &staple.HTTPFetcher{Hash: tt.hash}
+			requests := recordPeers(t, f)
+			req := w.verifiedRequest(tt.cert, base+tt.path)
+			der, err := f.Fetch(t.Context(), req)
+			require.NoError(t, err)
+			seen := requests.take()
+			if tt.cert.Leaf != awkward.Leaf {
+				seen = unredirected(seen)
+			}
+			require.Equal(t, tt.seen, seen)
+			require.NoError(t, req.Accept(der))
+			r, err := ocsp.ParseResponse(der, nil)
+			require.NoError(t, err)
+			require.Equal(t, tt.status, r.Status)
+			require.Equal(t, crypto.SHA1, r.IssuerHash)
+			require.Equal(t, tt.cert.Leaf == delegated.Leaf, r.Certificate != nil, "a delegate's certificate is embedded")
+		})
+	}
+	t.Run("a certificate that it does not know is unauthorized, with either hash", func(t *testing.T) {
+		f := new(staple.HTTPFetcher)
+		requests := recordPeers(t, f)
+		_, err := f.Fetch(t.Context(), w.verifiedRequest(leaf("unknown"), base))
+		status, ok := errors.AsType[ocsp.ResponseError](err)
+		require.True(t, ok, err)
+		require.Equal(t, ocsp.Unauthorized, status.Status)
+		require.Equal(t, slices.Concat(refusedGET, refusedGET), unredirected(requests.take()))
+	})
+	t.Run("it looks at the serial number alone: the response for another CA's certificate is refused", func(t *testing.T) {
+		other := &peersWorld{t: t, ca: otherPeersCA()}
+		cert := other.leaf(func(o *stapletest.LeafOptions) { o.Serial = plain.Leaf.SerialNumber })
+		_, err := new(staple.HTTPFetcher).Fetch(t.Context(), other.verifiedRequest(cert, base))
+		refused, ok := errors.AsType[*staple.VerifyError](err)
+		require.True(t, ok, err)
+		require.Equal(t, staple.ReasonWrongCertificate, refused.Reason)
+	})
+	t.Run("it signs from the full hour and for as long as it is told; the file is read once", func(t *testing.T) {
+		c := w.add(w.stapler(func(s *staple.Stapler) { s.Fetcher = new(staple.HTTPFetcher) }), plain)
+		r := requirePeersStaple(t, c, ocsp.Good)
+		require.Equal(t, r.ThisUpdate.Truncate(time.Hour), r.ThisUpdate)
+		require.Equal(t, r.ThisUpdate.Add(48*time.Hour), r.NextUpdate)
+
+		responses = nil
+		sign(plain, ca, caKey, "-interval", "96h")
+		writePeersFile(t, dir, "responses", []byte(responses[0]))
+		require.NoError(t, c.Refresh(peersSoon(t)))
+		require.Equal(t, r.Raw, requirePeersStaple(t, c, ocsp.Good).Raw)
+	})
+}
+
+func TestOpenSSLResponder(t *testing.T) {
+	openssl := peer.Need(t, "openssl")
+	dir := t.TempDir()
+	write := func(name, blockType string, der []byte) string {
+		return writePeersFile(t, dir, name, peersPEM(blockType, der))
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(otherPeersCA().Key)
+	require.NoError(t, err)
+	ca := write("ca.pem", "CERTIFICATE", otherPeersCA().Issuer.Raw)
+	keyFile := write("ca.key", "PRIVATE KEY", key)
+	known := otherPeersCA().Leaf(stapletest.LeafOptions{})
+	index := filepath.Join(dir, "index.txt")
+	serial := fmt.Sprintf("%X", known.Leaf.SerialNumber)
+	if len(serial)%2 == 1 {
+		serial = "0" + serial
+	}
+	require.NoError(t, os.WriteFile(index, fmt.Appendf(nil, "V\t491231235959Z\t\t%s\tunknown\t/CN=localhost\n", serial), 0o600))
+
+	cmd := exec.CommandContext(t.Context(), openssl, "ocsp", "-port", "0", "-index", index, "-CA", ca,
+		"-rsigner", ca, "-rkey", keyFile, "-ndays", "1")
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	cmd.Stderr = cmd.Stdout
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	var seen []byte
+	var port []byte
+	for port == nil {
+		chunk := make([]byte, 1024)
+		n, err := out.Read(chunk)
+		require.NoError(t, err, "no port in %q", seen)
+		seen = append(seen, chunk[:n]...)
+		if m := regexp.MustCompile(`ACCEPT \S*:(\d+)[ \n]`).FindSubmatch(seen); m != nil {
+			port = m[1]
+		}
+	}
+	go io.Copy(io.Discard, out)
+	base := fmt.Sprintf("http://127.0.0.1:%s", port)
+
+	for _, tt := range []struct {
+		name string
+		url  string
+		hash crypto.Hash
+	}{
+		{"GET", base, 0},
+		{"GET, below a path", base + "/", 0},
+		{"GET, SHA-256", base, crypto.SHA256},
+		{"POST", base + "/?post", 0},
+		{"POST, SHA-512", base + "/?post", crypto.SHA512},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			leaf := *known.Leaf
+			leaf.OCSPServer = []string{tt.url}
+			req := &staple.Request{Leaf: &leaf, Issuer: otherPeersCA().Issuer}
+			der, err := (&staple.HTTPFetcher{Hash: tt.hash}).Fetch(t.Context(), req)
+			require.NoError(t, err)
+			// x/crypto/ocsp does not take the signer's own certificate, which openssl embeds.
+			r, err := ocsp.ParseResponse(der, nil)
+			require.NoError(t, err)
+			require.Equal(t, ocsp.Good, r.Status)
+			require.Equal(t, leaf.SerialNumber, r.SerialNumber)
+		})
+	}
+	t.Run("a certificate that it does not know", func(t *testing.T) {
+		leaf := otherPeersCA().Leaf(stapletest.LeafOptions{Responders: []string{base}}).Leaf
+		der, err := new(staple.HTTPFetcher).Fetch(t.Context(), &staple.Request{Leaf: leaf, Issuer: otherPeersCA().Issuer})
+		require.NoError(t, err)
+		r, err := ocsp.ParseResponse(der, nil)
+		require.NoError(t, err)
+		require.Equal(t, ocsp.Unknown, r.Status)
+	})
+}
