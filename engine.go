@@ -12,8 +12,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-staple/staple/internal/choose"
 	"github.com/go-staple/staple/internal/quiet"
 	"github.com/go-staple/staple/internal/schedule"
+	"github.com/go-staple/staple/internal/seen"
 	"github.com/go-staple/staple/internal/wall"
 )
 
@@ -40,27 +42,25 @@ type engine struct {
 	store  context.Context // ends five seconds after Close: for storing
 	wg     sync.WaitGroup
 
-	showing sync.Mutex // guards the change of what handshakes are given; no other lock is taken under it
-
 	mu      sync.Mutex // guards all below, and what entries and handles say it does; never held across I/O or callbacks
 	closed  bool
 	entries map[[sha256.Size]byte]*entry
 	first   *Certificate // the handles, in order of registration
 	last    *Certificate
-	orders  uint64 // handles that Add has made so far
-	added   *index // of the handles that Add made; nil: nobody has asked
+	orders  uint64               // handles that Add has made so far
+	added   *choose.Index[entry] // of the handles that Add made; nil: nobody has asked
 
-	registered map[*owner][]*Certificate // the handles of Certificates of configurations
-	carried    map[*entry][][]byte       // staples that came with the handles and are still to be verified
+	registered map[*seen.Owner][]*Certificate // the handles of Certificates of configurations
+	carried    map[*entry][][]byte            // staples that came with the handles and are still to be verified
 
 	schedule *schedule.Schedule
 	driver   driver
 	notices  notices
 
-	kinds    kindTable
-	arrays   arrays
-	seen     callbackTable
-	released releaseList
+	kinds    choose.Kinds
+	arrays   choose.Arrays
+	seen     seen.Table[Certificate]
+	released seen.Released
 
 	trouble trouble // of the cache
 	spoken  quiet.Limiter[EventKind]
@@ -77,7 +77,7 @@ func newEngine(s *Stapler) *engine {
 		requireStaple: s.RequireStaple,
 		stapleRevoked: s.StapleRevoked,
 		entries:       make(map[[sha256.Size]byte]*entry),
-		registered:    make(map[*owner][]*Certificate),
+		registered:    make(map[*seen.Owner][]*Certificate),
 		carried:       make(map[*entry][][]byte),
 	}
 	if g.fetcher == nil {
@@ -94,7 +94,6 @@ func newEngine(s *Stapler) *engine {
 	g.store = context.WithoutCancel(g.ctx)
 	g.schedule = newSchedule(s.Concurrency, s.Cache != nil)
 	g.driver.engine = g
-	g.seen.init()
 	return g
 }
 
@@ -133,7 +132,7 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 	if e == nil {
 		e = newEntry(g, leaf, key)
 	}
-	c.entry = e
+	c.slot.Of = e
 	if g.closed {
 		return false
 	}
@@ -155,9 +154,9 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 	g.last = c
 	if added {
 		g.orders++
-		c.order = g.orders
+		c.slot.Order = g.orders
 		if g.added != nil {
-			g.added.add(c, leaf, false)
+			g.added.Add(&c.slot)
 		}
 	}
 	if len(carried) > 0 {
@@ -186,7 +185,7 @@ func (g *engine) launch(handles ...*Certificate) {
 	}
 	now := wall.Now()
 	for _, c := range handles {
-		if e := c.entry; !e.settled && !e.final {
+		if e := c.entry(); !e.settled && !e.final {
 			g.schedule.Start(&e.item, now)
 		}
 	}
@@ -195,13 +194,13 @@ func (g *engine) launch(handles ...*Certificate) {
 
 // drop removes a handle, and its entry if it was the last, with mu held.
 func (g *engine) drop(c *Certificate) {
-	if c.removed || c.entry.gone {
+	if c.removed || c.entry().gone {
 		return
 	}
 	c.removed = true
-	e := c.entry
+	e := c.entry()
 	if c.returned {
-		g.seen.removeHandle(c)
+		g.seen.Remove(e.key, c)
 	}
 	next := c.next
 	if next != nil {
@@ -216,7 +215,7 @@ func (g *engine) drop(c *Certificate) {
 	}
 	c.next, c.prev = nil, nil
 	if c.added && g.added != nil {
-		g.added.remove(c, e.leaf, addedFrom(next))
+		g.added.Remove(&c.slot, addedFrom(next))
 	}
 	e.handles = slices.DeleteFunc(e.handles, func(h *Certificate) bool { return h == c })
 	if len(e.handles) == 0 {
@@ -243,23 +242,23 @@ func (g *engine) certificates() []*Certificate {
 }
 
 // addedIndex returns the index of the handles that Add makes.
-func (g *engine) addedIndex() *index {
+func (g *engine) addedIndex() *choose.Index[entry] {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.added == nil {
-		g.added = newIndex(changingShards)
-		for c := range addedFrom(g.first) {
-			g.added.add(c, c.entry.leaf, false)
+		g.added = choose.NewIndex[entry]()
+		for s := range addedFrom(g.first) {
+			g.added.Add(s)
 		}
 	}
 	return g.added
 }
 
-// addedFrom returns the handles that Add made from c on, in order. engine.mu must be held.
-func addedFrom(c *Certificate) iter.Seq[*Certificate] {
-	return func(yield func(*Certificate) bool) {
+// addedFrom returns the slots of the handles that Add made from c on, in order. engine.mu must be held.
+func addedFrom(c *Certificate) iter.Seq[*slot] {
+	return func(yield func(*slot) bool) {
 		for ; c != nil; c = c.next {
-			if c.added && !yield(c) {
+			if c.added && !yield(&c.slot) {
 				return
 			}
 		}
@@ -273,7 +272,7 @@ func (g *engine) preload(handles []*Certificate) {
 	ctx, cancel := context.WithTimeout(g.ctx, preloadTimeout)
 	defer cancel()
 	g.mu.Lock()
-	carrying := slices.DeleteFunc(slices.Clone(handles), func(c *Certificate) bool { return len(g.carried[c.entry]) == 0 })
+	carrying := slices.DeleteFunc(slices.Clone(handles), func(c *Certificate) bool { return len(g.carried[c.entry()]) == 0 })
 	g.mu.Unlock()
 	g.each(ctx, carrying, func(e *entry) { e.adoptCarried(e.localIssuer()) })
 	if g.cache == nil {
@@ -317,7 +316,7 @@ func (g *engine) each(ctx context.Context, handles []*Certificate, f func(*entry
 			defer g.wg.Done()
 			defer func() { done <- struct{}{} }()
 			for i := next.Add(1) - 1; i < int64(len(handles)) && ctx.Err() == nil; i = next.Add(1) - 1 {
-				f(handles[i].entry)
+				f(handles[i].entry())
 			}
 		}()
 	}
@@ -355,8 +354,8 @@ func (g *engine) unsettled() []*entry {
 	g.collect()
 	var all []*entry
 	for c := g.first; c != nil && !g.closed; c = c.next {
-		if !c.entry.settled && c.entry.handles[0] == c {
-			all = append(all, c.entry)
+		if !c.entry().settled && c.entry().handles[0] == c {
+			all = append(all, c.entry())
 		}
 	}
 	return all

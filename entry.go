@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync/atomic"
 
 	"github.com/go-staple/staple/internal/issuers"
@@ -375,9 +374,4 @@ func (e *entry) unstapledHandshake(hello *tls.ClientHelloInfo) error {
 
 func errNoStaple(leaf *x509.Certificate) error {
 	return fmt.Errorf("staple: handshake refused: no valid OCSP response is held for %s, which is Must-Staple", name.Of(leaf))
-}
-
-// shown reports whether cert is what one of the handles returns without a staple, with engine.mu held.
-func (e *entry) shown(cert *tls.Certificate) bool {
-	return slices.ContainsFunc(e.handles, func(c *Certificate) bool { return cert == c.shown.Load() })
 }

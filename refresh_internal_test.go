@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 )
 
@@ -30,12 +29,7 @@ func TestNewerIsLaterThisUpdateThenProducedAtThenEndAndRevokedWinsATie(t *testin
 func TestConfigurationsThatAreGoneAreForgottenWithoutAnyCertificate(t *testing.T) {
 	w := newWorld(t)
 	s := w.stapler()
-	released := func() int {
-		l := &s.engine.released
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		return len(l.owners)
-	}
+	released := func() int { return s.engine.released.Len() }
 	for range 100 {
 		s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, nil }})
 	}
@@ -45,31 +39,4 @@ func TestConfigurationsThatAreGoneAreForgottenWithoutAnyCertificate(t *testing.T
 	}, 10*time.Second, 10*time.Millisecond)
 	s.TLSConfig(nil)
 	require.Less(t, released(), 50)
-}
-
-// Here since nobody outside can hold the engine's lock.
-func TestNoHandshakeWaitsForTheEngine(t *testing.T) {
-	w := newWorld(t)
-	for name, cert := range map[string]tls.Certificate{
-		"stapled":                 w.leaf(),
-		"that names no responder": w.leaf(func(o *stapletest.LeafOptions) { o.Responders = []string{} }),
-	} {
-		for how, base := range map[string]*tls.Config{
-			"by a callback": {GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }},
-			"of the base":   {Certificates: []tls.Certificate{cert}},
-		} {
-			t.Run("a certificate "+name+" "+how, func(t *testing.T) {
-				s := w.stapler()
-				config := s.TLSConfig(base)
-				hello := helloOf(t, w.client("www.example.com"))
-				_, err := config.GetCertificate(hello)
-				require.NoError(t, err)
-				_ = s.Wait(soon(t))
-				s.engine.mu.Lock()
-				defer s.engine.mu.Unlock()
-				_, err = config.GetCertificate(hello) // or this is a deadlock
-				require.NoError(t, err)
-			})
-		}
-	}
 }

@@ -1,6 +1,7 @@
 package staple
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,9 +11,9 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
+	"github.com/go-staple/staple/internal/choose"
 	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/wall"
@@ -111,7 +112,7 @@ func (s *Stapler) Add(cert tls.Certificate) (*Certificate, error) {
 	}
 	cert.Leaf = leaf
 	c := newCertificate(&cert, leaf)
-	c.kind = g.kinds.of(&cert)
+	c.slot.Kind = g.kinds.Of(&cert)
 	if !g.register(c, leaf, cert.OCSPStaple, true) {
 		return nil, fmt.Errorf("staple: cannot add %s: %w", name.Of(leaf), ErrClosed)
 	}
@@ -165,15 +166,7 @@ func (s *Stapler) Close() error {
 // A Certificate is a handle to a certificate under the care of a [Stapler]. Its
 // methods are safe for concurrent use.
 type Certificate struct {
-	order uint64 // among the certificates to choose from
-	kind  *kind
-	entry *entry // nil: it does not parse
-
-	// What handshakes are given until end, in Unix microseconds. end is 0 if that
-	// has no staple, and changing while both change, which is done under
-	// engine.showing. Where they lie together, a handshake has what it needs at hand.
-	shown atomic.Pointer[tls.Certificate]
-	end   atomic.Int64
+	slot slot // first, for one cache line
 
 	// Guarded by engine.mu.
 	added      bool // by Add: TLSConfig chooses among these where the base has none
@@ -182,7 +175,9 @@ type Certificate struct {
 	next, prev *Certificate
 }
 
-const changing = -1
+// A slot is what handshakes are given, and whose; of no entry if the certificate does
+// not parse.
+type slot = choose.Slot[entry]
 
 // newCertificate returns a handle that shows cert without a staple; as it is if leaf,
 // which it parses to, is nil.
@@ -190,68 +185,27 @@ func newCertificate(cert *tls.Certificate, leaf *x509.Certificate) *Certificate 
 	c := new(Certificate)
 	plain := *cert
 	if leaf != nil {
-		plain.Leaf, plain.OCSPStaple = namesLeaf(cert, leaf), nil
+		plain.OCSPStaple = nil
+		if plain.Leaf == nil { // else crypto/tls takes the names from it, even if it is not that of the chain
+			plain.Leaf = leaf
+		}
 	}
-	c.shown.Store(&plain)
+	c.slot.Put(&plain)
 	return c
 }
 
-func (c *Certificate) chain() [][]byte { return c.shown.Load().Certificate }
+func (c *Certificate) entry() *entry { return c.slot.Of }
+
+func (c *Certificate) chain() [][]byte { return c.slot.Shown().Certificate }
 
 // setStaple makes handshakes carry der until end.
-func (c *Certificate) setStaple(der []byte, end time.Time) {
-	c.entry.engine.showing.Lock()
-	defer c.entry.engine.showing.Unlock()
-	c.show(der, wall.MicroOf(end))
-}
+func (c *Certificate) setStaple(der []byte, end time.Time) { c.slot.Staple(der, end) }
 
 // unstaple makes handshakes carry no staple.
-func (c *Certificate) unstaple() {
-	c.entry.engine.showing.Lock()
-	defer c.entry.engine.showing.Unlock()
-	if c.end.Load() != 0 {
-		c.show(nil, 0)
-	}
-}
-
-// show changes what handshakes are given, with engine.showing held.
-func (c *Certificate) show(der []byte, end int64) {
-	cert := *c.shown.Load()
-	cert.OCSPStaple = der
-	c.end.Store(changing)
-	c.shown.Store(&cert)
-	c.end.Store(end)
-}
+func (c *Certificate) unstaple() { c.slot.Unstaple() }
 
 // current returns what a handshake at this moment is given.
-func (c *Certificate) current() (cert *tls.Certificate, stapled bool) {
-	return c.at(wall.Micro())
-}
-
-// at is current for a moment in Unix microseconds that has only just passed.
-func (c *Certificate) at(now int64) (cert *tls.Certificate, stapled bool) {
-	cert = c.shown.Load()
-	end := c.end.Load()
-	if end != changing && c.shown.Load() == cert { // end is its end: no certificate is shown twice
-		if end == 0 {
-			return cert, false
-		}
-		if now < end {
-			return cert, true
-		}
-	}
-	return c.settled()
-}
-
-// settled is current for a certificate whose staple has just ended, or is just changing.
-func (c *Certificate) settled() (cert *tls.Certificate, stapled bool) {
-	c.entry.engine.showing.Lock()
-	defer c.entry.engine.showing.Unlock()
-	if end := c.end.Load(); end != 0 && wall.Micro() >= end {
-		c.show(nil, 0)
-	}
-	return c.shown.Load(), c.end.Load() != 0
-}
+func (c *Certificate) current() (cert *tls.Certificate, stapled bool) { return c.slot.Current() }
 
 // TLS returns the certificate as a handshake would be given it now: stapled while
 // a valid response is held. The result is shared and must not be changed; it is
@@ -269,7 +223,7 @@ func (c *Certificate) TLS() *tls.Certificate {
 func (c *Certificate) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	cert, stapled := c.current()
 	if !stapled {
-		if err := c.entry.unstapledHandshake(hello); err != nil {
+		if err := c.entry().unstapledHandshake(hello); err != nil {
 			return nil, err
 		}
 	}
@@ -282,7 +236,7 @@ func (c *Certificate) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certifica
 func (c *Certificate) GetClientCertificate(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
 	cert, stapled := c.current()
 	if !stapled {
-		c.entry.countUnstapled()
+		c.entry().countUnstapled()
 	}
 	return cert, nil
 }
@@ -293,7 +247,7 @@ func (c *Certificate) GetClientCertificate(info *tls.CertificateRequestInfo) (*t
 // retried; if ctx ends first, its error is returned, joined with that of the last
 // round.
 func (c *Certificate) Wait(ctx context.Context) error {
-	e, g := c.entry, c.entry.engine
+	e, g := c.entry(), c.entry().engine
 	var final error
 	err := g.await(ctx, e, func() bool {
 		_, stapled := c.current()
@@ -322,7 +276,7 @@ func (c *Certificate) Wait(ctx context.Context) error {
 // error, nor is a revocation. Refresh returns ctx's error if that ends first; the
 // fetch goes on.
 func (c *Certificate) Refresh(ctx context.Context) error {
-	return c.entry.refresh(ctx, c)
+	return c.entry().refresh(ctx, c)
 }
 
 // Response returns the newest response in DER that has been verified. Handshakes do
@@ -330,18 +284,18 @@ func (c *Certificate) Refresh(ctx context.Context) error {
 // [Stapler.StapleRevoked] is false. It returns nil if there has been none. The result
 // must not be changed.
 func (c *Certificate) Response() []byte {
-	g := c.entry.engine
+	g := c.entry().engine
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if c.entry.held == nil {
+	if c.entry().held == nil {
 		return nil
 	}
-	return c.entry.held.der
+	return c.entry().held.der
 }
 
 // Status returns the present state of the certificate. It is cheap.
 func (c *Certificate) Status() Status {
-	g := c.entry.engine
+	g := c.entry().engine
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return c.status()
@@ -350,7 +304,7 @@ func (c *Certificate) Status() Status {
 // Remove ends the Stapler's care for the certificate, unless another handle to the
 // same leaf remains. What was said of [Stapler.Close] holds for this handle.
 func (c *Certificate) Remove() {
-	c.entry.engine.remove(c)
+	c.entry().engine.remove(c)
 }
 
 // Status is the state of a [Certificate] at one moment.
@@ -371,7 +325,7 @@ type Status struct {
 
 // status returns the Status of c, with engine.mu held.
 func (c *Certificate) status() Status {
-	e, g := c.entry, c.entry.engine
+	e, g := c.entry(), c.entry().engine
 	_, stapled := c.current()
 	st := Status{
 		Leaf:                e.leaf,
@@ -407,22 +361,13 @@ func parseChain(cert *tls.Certificate) (*x509.Certificate, error) {
 	return leaf, nil
 }
 
-// namesLeaf returns the certificate from which crypto/tls takes the names of cert,
-// whose leaf is given: Leaf, even if it is not that of the chain.
-func namesLeaf(cert *tls.Certificate, leaf *x509.Certificate) *x509.Certificate {
-	if cert.Leaf != nil {
-		return cert.Leaf
-	}
-	return leaf
-}
-
 // parseLeaf returns the parsed leaf of cert. cert.Leaf is used if it really is
 // that of the chain.
 func parseLeaf(cert *tls.Certificate) (*x509.Certificate, error) {
 	if cert == nil || len(cert.Certificate) == 0 || len(cert.Certificate[0]) == 0 {
 		return nil, errors.New("staple: the certificate chain is empty")
 	}
-	if cert.Leaf != nil && sameBytes(cert.Leaf.Raw, cert.Certificate[0]) {
+	if cert.Leaf != nil && bytes.Equal(cert.Leaf.Raw, cert.Certificate[0]) {
 		return cert.Leaf, nil
 	}
 	leaf, err := x509.ParseCertificate(cert.Certificate[0])

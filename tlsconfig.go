@@ -10,7 +10,14 @@ import (
 	"time"
 	"weak"
 
+	"github.com/go-staple/staple/internal/choose"
+	"github.com/go-staple/staple/internal/seen"
 	"github.com/go-staple/staple/internal/wall"
+)
+
+const (
+	mustStapleFor = 5 * time.Second
+	maxWaiting    = 256 // handshakes that wait for one certificate
 )
 
 // TLSConfig returns a clone of base that staples, and changes nothing else: for
@@ -54,14 +61,14 @@ func (s *Stapler) TLSConfig(base *tls.Config) *tls.Config {
 	if closed {
 		return config
 	}
-	w := &wrapper{engine: g, owner: new(owner), base: newChooser(config)}
+	w := &wrapper{engine: g, owner: new(seen.Owner), base: newChooser(config)}
 	w.register(config.Certificates)
 	if len(config.Certificates) == 0 && config.GetCertificate == nil && config.GetConfigForClient == nil {
 		w.base.index = g.addedIndex()
 	}
 	w.until = time.Now().Add(mustStapleFor)
 	w.install(config, w.base)
-	if config.GetClientCertificate != nil || len(w.base.handles) > 0 {
+	if config.GetClientCertificate != nil || len(w.base.slots) > 0 {
 		config.GetClientCertificate = w.getClientCertificate
 	}
 	if config.GetConfigForClient != nil {
@@ -73,9 +80,7 @@ func (s *Stapler) TLSConfig(base *tls.Config) *tls.Config {
 			}
 			c = c.Clone() // not kept: its session ticket keys may change
 			ch := newChooser(c)
-			if ch.certs = c.Certificates; len(ch.certs) > 1 {
-				ch.index = g.arrays.over(ch.certs, &g.kinds)
-			}
+			ch.certs = c.Certificates
 			w.install(c, ch)
 			return c, nil
 		}
@@ -88,12 +93,12 @@ func (s *Stapler) TLSConfig(base *tls.Config) *tls.Config {
 
 type released struct {
 	engine weak.Pointer[engine]
-	owner  *owner
+	owner  *seen.Owner
 }
 
 func release(r released) {
 	if g := r.engine.Value(); g != nil {
-		g.released.add(r.owner)
+		g.released.Add(r.owner)
 	}
 }
 
@@ -102,26 +107,26 @@ func release(r released) {
 // may lead to it.
 type wrapper struct {
 	engine *engine
-	owner  *owner
+	owner  *seen.Owner
 	base   *chooser
 	until  time.Time // how long handshakes wait for Must-Staple certificates of base
 }
 
 // A chooser is what a configuration says about certificates.
 type chooser struct {
-	handles              []*Certificate    // of Certificates of the base
-	certs                []tls.Certificate // Certificates of a configuration that comes anew with each connection
-	index                *index            // of these or those, or of what Add made; nil: there is no choice
+	slots                []*slot              // of Certificates of the base
+	certs                []tls.Certificate    // Certificates of a configuration that comes anew with each connection
+	index                *choose.Index[entry] // of slots, or of what Add made; nil: there is no choice
 	takesTLS13           bool
 	nameToCertificate    map[string]*tls.Certificate
-	pointed              map[*tls.Certificate]*Certificate // the handles, by what nameToCertificate may point to
+	pointed              map[*tls.Certificate]*slot // slots, by what nameToCertificate may point to
 	getCertificate       func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	getClientCertificate func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
 }
 
 func newChooser(config *tls.Config) *chooser {
 	return &chooser{
-		takesTLS13:           takesTLS13(config),
+		takesTLS13:           choose.TakesTLS13(config),
 		nameToCertificate:    config.NameToCertificate, //lint:ignore SA1019 whoever still sets it means it
 		getCertificate:       config.GetCertificate,
 		getClientCertificate: config.GetClientCertificate,
@@ -135,11 +140,11 @@ func (w *wrapper) register(certs []tls.Certificate) {
 	}
 	var known []*Certificate // those for which that could be done
 	g, ch := w.engine, w.base
-	ch.handles = make([]*Certificate, len(certs))
+	ch.slots = make([]*slot, len(certs))
 	if ch.nameToCertificate != nil {
-		ch.pointed = make(map[*tls.Certificate]*Certificate, len(certs))
+		ch.pointed = make(map[*tls.Certificate]*slot, len(certs))
 	}
-	index := newIndex(1)
+	index := choose.NewFixedIndex[entry]()
 	for i := range certs {
 		leaf, err := parseLeaf(&certs[i])
 		c := newCertificate(&certs[i], leaf)
@@ -150,11 +155,11 @@ func (w *wrapper) register(certs []tls.Certificate) {
 		case g.register(c, leaf, certs[i].OCSPStaple, false):
 			known = append(known, c)
 		}
-		c.order, c.kind = uint64(i), g.kinds.of(&certs[i])
-		index.add(c, namesLeaf(&certs[i], leaf), true)
-		ch.handles[i] = c
+		c.slot.Order, c.slot.Kind = uint64(i), g.kinds.Of(&certs[i])
+		index.Add(&c.slot)
+		ch.slots[i] = &c.slot
 		if ch.pointed != nil {
-			ch.pointed[&certs[i]] = c
+			ch.pointed[&certs[i]] = &c.slot
 		}
 	}
 	if len(certs) > 1 {
@@ -180,7 +185,7 @@ func (w *wrapper) getCertificate(ch *chooser, hello *tls.ClientHelloInfo) (*tls.
 	if hello == nil {
 		hello = new(tls.ClientHelloInfo) // made by hand
 	}
-	n := len(ch.handles) + len(ch.certs)
+	n := len(ch.slots) + len(ch.certs)
 	if ch.getCertificate != nil && (n == 0 || hello.ServerName != "") {
 		cert, err := ch.getCertificate(hello)
 		if err != nil {
@@ -193,29 +198,27 @@ func (w *wrapper) getCertificate(ch *chooser, hello *tls.ClientHelloInfo) (*tls.
 	now := wall.Micro() // a look at the clock waits for all reads of memory before it
 	if n > 1 && ch.nameToCertificate != nil {
 		if cert := byName(ch.nameToCertificate, hello.ServerName); cert != nil {
-			if c := ch.pointed[cert]; c != nil {
-				return w.serve(c, hello, now)
+			if s := ch.pointed[cert]; s != nil {
+				return w.serve(s, hello, now)
 			}
 			return w.engine.serveReturned(hello.Context(), cert, w.owner, hello)
 		}
 	}
 	switch {
 	case ch.index != nil:
-		c, asked := ch.index.choose(hello, ch.takesTLS13, ch.certs)
+		s, asked := ch.index.Choose(hello, ch.takesTLS13)
 		if asked {
 			now = wall.Micro()
 		}
-		switch {
-		case c == nil:
+		if s == nil {
 			return nil, nil
-		case c.shown.Load() == nil:
-			return w.engine.serveReturned(hello.Context(), &ch.certs[c.order], w.owner, hello)
 		}
-		return w.serve(c, hello, now)
-	case len(ch.handles) > 0:
-		return w.serve(ch.handles[0], hello, now)
+		return w.serve(s, hello, now)
+	case len(ch.slots) > 0:
+		return w.serve(ch.slots[0], hello, now)
 	case len(ch.certs) > 0:
-		return w.engine.serveReturned(hello.Context(), &ch.certs[0], w.owner, hello)
+		cert := w.engine.arrays.Choose(ch.certs, hello, ch.takesTLS13)
+		return w.engine.serveReturned(hello.Context(), cert, w.owner, hello)
 	}
 	return nil, nil // which crypto/tls turns into its own error
 }
@@ -235,12 +238,12 @@ func byName(certs map[string]*tls.Certificate, name string) *tls.Certificate {
 	return certs["*"]
 }
 
-// serve serves a certificate that has a handle.
-func (w *wrapper) serve(c *Certificate, hello *tls.ClientHelloInfo, now int64) (*tls.Certificate, error) {
-	if c.entry == nil { // it does not parse
-		return c.shown.Load(), nil
+// serve serves a certificate of the base, or one that was added.
+func (w *wrapper) serve(s *slot, hello *tls.ClientHelloInfo, now int64) (*tls.Certificate, error) {
+	if s.Of == nil { // it does not parse
+		return s.Shown(), nil
 	}
-	cert, _, err := c.entry.serve(hello.Context(), c, hello, w.until, now)
+	cert, _, err := s.Of.serve(hello.Context(), s, hello, w.until, now)
 	return cert, err
 }
 
@@ -253,15 +256,15 @@ func (w *wrapper) getClientCertificate(info *tls.CertificateRequestInfo) (*tls.C
 		}
 		return w.engine.serveReturned(info.Context(), cert, w.owner, nil)
 	}
-	for _, c := range w.base.handles {
-		cert := c.shown.Load()
+	for _, s := range w.base.slots {
+		cert := s.Shown()
 		if info.SupportsCertificate(cert) != nil {
 			continue
 		}
-		if c.entry == nil {
+		if s.Of == nil {
 			return cert, nil
 		}
-		cert, _, err := c.entry.serve(info.Context(), c, nil, w.until, wall.Micro())
+		cert, _, err := s.Of.serve(info.Context(), s, nil, w.until, wall.Micro())
 		return cert, err
 	}
 	return new(tls.Certificate), nil
@@ -270,10 +273,10 @@ func (w *wrapper) getClientCertificate(info *tls.CertificateRequestInfo) (*tls.C
 // serve returns what a handshake is given that a wrapped configuration serves: it
 // waits for the first round of a Must-Staple certificate, until then at the latest.
 // hello is nil on the client's side, where RequireStaple is not enforced.
-func (e *entry) serve(ctx context.Context, c *Certificate, hello *tls.ClientHelloInfo, until time.Time, now int64) (cert *tls.Certificate, stapled bool, err error) {
-	cert, stapled = c.at(now)
+func (e *entry) serve(ctx context.Context, s *slot, hello *tls.ClientHelloInfo, until time.Time, now int64) (cert *tls.Certificate, stapled bool, err error) {
+	cert, stapled = s.At(now)
 	if !stapled && e.mustStaple && e.awaitFirst(ctx, until) {
-		cert, stapled = c.current()
+		cert, stapled = s.Current()
 	}
 	switch {
 	case stapled:
