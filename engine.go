@@ -93,7 +93,7 @@ func newEngine(s *Stapler) *engine {
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.store = context.WithoutCancel(g.ctx)
 	g.schedule = newSchedule(s.Concurrency, s.Cache != nil)
-	g.driver.engine = g
+	g.driver.engine, g.notices.engine = g, g
 	return g
 }
 

@@ -70,30 +70,31 @@ type Event struct {
 	Err         error         // of a round that failed
 }
 
-// notices are what is to be logged and told to OnEvent, in order, by a goroutine
-// that exists only while there is something to tell. engine.mu guards it.
+// Notices are what is to be logged and told to OnEvent, in order, by a goroutine
+// that exists only while there is something to tell. engine.mu guards them.
 type notices struct {
+	engine  *engine
 	pending []func()
 	telling bool
 	silent  bool // the Stapler is closed, and all was told
 }
 
-func (g *engine) tell(f func()) {
-	n := &g.notices
+// add queues f, with engine.mu held.
+func (n *notices) add(f func()) {
 	if n.silent {
 		return
 	}
 	n.pending = append(n.pending, f)
 	if !n.telling {
 		n.telling = true
-		g.wg.Add(1)
-		go g.tellAll()
+		n.engine.wg.Add(1)
+		go n.tell()
 	}
 }
 
-func (g *engine) tellAll() {
+func (n *notices) tell() {
+	g := n.engine
 	defer g.wg.Done()
-	n := &g.notices
 	for {
 		g.mu.Lock()
 		batch := n.pending
@@ -143,7 +144,7 @@ func (g *engine) emit(e *entry, ev Event) {
 	}
 	g.log(level, how.text, e, attrs...)
 	if g.onEvent != nil {
-		g.tell(func() { g.onEvent(ev) })
+		g.notices.add(func() { g.onEvent(ev) })
 	}
 }
 
@@ -170,7 +171,7 @@ func (g *engine) mayLog(e *entry, k EventKind) bool {
 
 // log queues a line about e, with mu held.
 func (g *engine) log(level slog.Level, message string, e *entry, attrs ...slog.Attr) {
-	g.tell(func() {
+	g.notices.add(func() {
 		if !g.logger.Enabled(context.Background(), level) {
 			return
 		}
@@ -200,10 +201,10 @@ func (g *engine) reportCache(doing trouble, err error) {
 	switch {
 	case was == 0 && err != nil:
 		name := map[trouble]string{reading: "reading", writing: "writing", locking: "locking"}[doing]
-		g.tell(func() {
+		g.notices.add(func() {
 			g.logger.Warn("staple: "+name+" the OCSP cache fails; stapling goes on without", slog.Any("error", err))
 		})
 	case was != 0 && g.trouble == 0:
-		g.tell(func() { g.logger.Info("staple: the OCSP cache works again") })
+		g.notices.add(func() { g.logger.Info("staple: the OCSP cache works again") })
 	}
 }
