@@ -1,7 +1,7 @@
 package schedule
 
-// A cohort is the certificates of one route whose staples end at the same moment. One of them leads: when it
-// brings something newer, all are asked about.
+// A cohort is the certificates of one route whose staples ended at the same moment. One of them leads: the
+// others follow, until it brings something newer and all are asked about, or fails and the next one leads.
 type cohort struct {
 	route  *route
 	end    int64
@@ -14,85 +14,87 @@ func (t *tree) join(it *Item) bool {
 	r := it.route
 	c := r.cohorts[it.held.end]
 	if c == nil {
-		c = &cohort{route: r, end: it.held.end}
+		c = &cohort{route: r, end: it.held.end, leader: it}
 		if r.cohorts == nil {
 			r.cohorts = make(map[int64]*cohort)
 		}
 		r.cohorts[c.end] = c
 	}
 	it.cohort = c
-	if c.leader == nil {
-		c.leader = it
+	if c.leader == it {
 		return true
 	}
 	c.rest = append(c.rest, it)
 	return false
 }
 
-// part takes it out of its cohort, in which another one may lead now.
+// part takes it out of its cohort, in which the next one leads if it did, and is asked about when it would have been.
 func (s *Schedule) part(it *Item) {
 	c := it.cohort
-	if c == nil {
+	it.cohort = nil
+	if c == nil || c.leader != it {
 		return
 	}
-	it.cohort = nil
-	if c.leader == it {
-		c.leader = nil
-		if next := c.lead(); next != nil {
-			s.comeDue(next)
-		}
+	due := s.tree.now
+	if it.state == Scheduled {
+		due = it.due
+	}
+	if !s.lead(c, due) {
+		delete(c.route.cohorts, c.end)
 	}
 }
 
-// lead makes the next of c its leader, and returns that; nil: there is none, and c has ended.
-func (c *cohort) lead() *Item {
+// lead makes the next of c its leader, which is asked about at due or when its own responder wishes, and reports
+// whether there is one.
+func (s *Schedule) lead(c *cohort, due int64) bool {
 	for len(c.rest) > 0 {
 		it := c.rest[0]
+		c.rest[0] = nil
 		c.rest = c.rest[1:]
-		if it.cohort == c && !it.gone && it.state == Following {
-			c.leader = it
-			return it
+		switch {
+		case it.cohort != c:
+			continue
+		case it.state == Following:
+			s.schedule(it, max(due, it.due))
+		case it.state == Storing && it.then == Following:
+			it.then, it.due = Scheduled, max(due, it.due)
+		default:
+			continue
 		}
+		c.leader = it
+		return true
 	}
-	delete(c.route.cohorts, c.end)
-	return nil
+	return false
 }
 
-// release makes those wait whose staples ended at a moment, as that of it did, which has something newer.
-func (s *Schedule) release(it *Item, end int64) {
-	c := it.route.cohorts[end]
+// rotate lets another one than it lead c, if there is one, now that it has failed.
+func (s *Schedule) rotate(it *Item, c *cohort, shared bool) {
+	due := s.tree.now
+	if !shared {
+		due += s.tree.rand.ladder(s.tree.now - c.end)
+	}
+	if s.lead(c, due) {
+		c.rest = append(c.rest, it)
+		it.then = Following
+	}
+}
+
+// release ends c, if there is one: something newer has come, and all the others are asked about.
+func (s *Schedule) release(c *cohort) {
 	if c == nil {
 		return
 	}
-	delete(it.route.cohorts, end)
-	for _, o := range append(c.rest, c.leader) {
-		if o == nil || o.cohort != c {
+	delete(c.route.cohorts, c.end)
+	for _, it := range append(c.rest, c.leader) {
+		if it == nil || it.cohort != c {
 			continue
 		}
-		o.cohort = nil
-		switch {
-		case o == it || o.gone:
-		case o.state == Following, o.state == Scheduled:
-			s.wait(o)
-		case o.state == Storing && o.then == Following:
-			o.then = Waiting
+		it.cohort = nil
+		switch it.state {
+		case Following, Scheduled:
+			s.wait(it)
+		case Storing:
+			it.then = Waiting
 		}
-	}
-}
-
-// rotate lets another one than it lead c, if there is one.
-func (s *Schedule) rotate(it *Item, c *cohort, shared bool) {
-	next := c.lead()
-	if next == nil {
-		c.route.cohorts[c.end] = c
-		c.leader = it
-		return
-	}
-	c.rest = append(c.rest, it)
-	it.then = Following
-	if shared {
-		s.comeDue(next)
-	} else {
-		s.schedule(next, max(s.tree.now+s.tree.rand.ladder(s.tree.now-c.end), next.due))
 	}
 }

@@ -32,7 +32,7 @@ const (
 	unstapled              // it has no staple
 	nearEnd                // a quarter of its staple's validity is left, or less
 	routine
-	patient // it has no staple, and failed three times or more: others may have something to lose
+	patient // it has no staple, and failed three times or more, or is revoked: others may have something to lose
 	classes
 )
 
@@ -44,26 +44,25 @@ type Item struct {
 	Owner any // not looked at
 
 	rank
-	route    *route
-	via      *node // the end of the route that a worker has taken; nil: it only peeks, or does not work
-	cohort   *cohort
-	held     held
-	due      int64
-	expires  int64  // the certificate
-	began    start  // its last round
-	asked    int64  // when somebody was asked last; 0: never
-	waits    int64  // until when it waits for its first turn during an authority's pause
-	sharedAt int64  // when its last round failed through the fault of others; 0: it did not
-	refused  uint64 // the turn when it was refused last
-	tries    int32  // rounds in a row that failed, through its own fault
-	fails    int32  // the same through whosever
-	state    State
-	then     State // what follows Storing
-	queued   queued
-	forced   bool // Refresh was called
-	peeked   bool // since it was due
-	over     bool // it has expired
-	gone     bool
+	route   *route
+	via     *node // the end of the route that a worker has taken; nil: it only peeks, or does not work
+	cohort  *cohort
+	held    held
+	due     int64
+	expires int64  // the certificate
+	began   start  // its last round
+	asked   int64  // when somebody was asked last; 0: never
+	waits   int64  // until when it waits for its first turn during an authority's pause
+	shared  uint64 // the turn when a round of it failed last through the fault of others; 0: none since it succeeded
+	tries   int32  // rounds in a row that failed, through its own fault
+	fails   int32  // the same through whosever
+	state   State
+	then    State // what follows Storing
+	queued  queued
+	forced  bool // Refresh was called
+	peeked  bool // since it was due
+	over    bool // it has expired
+	gone    bool
 
 	toldFirst bool // the first round has ended
 }
@@ -113,7 +112,9 @@ func timeOf(micro int64) time.Time {
 func (it *Item) urgency(now int64) class {
 	h := &it.held
 	switch {
+	case h.revoked && h.current(now):
 	case h.revoked:
+		return patient
 	case !h.current(now) && it.asked == 0:
 		return fresh
 	case !h.current(now) && it.fails >= patience:
@@ -129,8 +130,7 @@ func (it *Item) urgency(now int64) class {
 // hold makes h what is held.
 func (it *Item) hold(h Held, now int64) {
 	it.held = h.micro()
-	for it.held.stage < moments && it.held.moment(it.held.stage) <= now {
-		it.held.stage++
-	}
+	it.held.age(now)
+	it.rank.end = it.held.end
 	it.tries, it.fails = 0, 0
 }

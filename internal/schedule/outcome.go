@@ -54,23 +54,23 @@ func (s *Schedule) Done(it *Item, o Outcome, now time.Time) {
 		it.toldFirst = true
 		it.forced, it.peeked = false, false
 	}
-	was, shared := it.held.end, false
+	c, r, shared, retryAfter := it.route.cohorts[it.held.end], it.route, false, o.RetryAfter
 	switch o.Result {
 	case Newer, Unchanged:
 		if o.Asked {
 			s.tree.answered(it, o.By)
 		}
-		it.tries, it.fails, it.sharedAt = 0, 0, 0
+		it.tries, it.fails, it.shared = 0, 0, 0
 	case Failed:
 		it.fails++
 		if o.Asked {
-			shared, o.RetryAfter = s.tree.blame(it, o)
+			shared, retryAfter = s.tree.blame(it, o)
 		}
 	}
 	it.then = Scheduled
 	switch {
 	case it.over, o.Result == Final:
-		it.then = Idle
+		it.then, it.forced = Idle, false
 		s.part(it)
 		return
 	case o.Result == Newer:
@@ -79,7 +79,7 @@ func (s *Schedule) Done(it *Item, o Outcome, now time.Time) {
 			it.due = it.unchanged(s.tree.now, s.tree.rand) // it is what there is: not to be asked for again at once
 		}
 		it.cohort = nil
-		s.release(it, was)
+		s.release(c)
 	case o.Result == Unchanged:
 		it.due = it.unchanged(s.tree.now, s.tree.rand)
 	case o.Result == Deferred:
@@ -88,9 +88,13 @@ func (s *Schedule) Done(it *Item, o Outcome, now time.Time) {
 		it.then = Waiting
 	default:
 		it.tries++
-		it.due = it.retry(o.RetryAfter, s.tree.now, s.tree.rand)
+		it.due = it.retry(retryAfter, s.tree.now, s.tree.rand)
 	}
-	if c := it.cohort; c != nil && o.Result != Deferred {
+	switch {
+	case it.cohort == nil || o.Result == Deferred:
+	case it.route != r:
+		s.part(it)
+	default:
 		s.rotate(it, c, shared)
 	}
 	s.watch(it)
@@ -103,18 +107,17 @@ func (s *Schedule) Free(it *Item, now time.Time) {
 	if it.state == Working { // it ended without a word
 		s.Done(it, Outcome{Result: Failed}, now)
 	}
-	then := it.then
 	it.state = Idle
 	switch {
 	case it.gone:
 		s.tree.leave(it.route)
-	case it.forced:
-		s.comeDue(it)
-	case then == Scheduled:
+	case it.then == Scheduled:
 		s.schedule(it, it.due)
-	case then == Following && it.cohort != nil:
+	case it.then == Following:
 		it.state = Following
-	case then == Waiting, then == Following:
+	case it.then == Waiting && it.forced:
+		s.comeDue(it)
+	case it.then == Waiting:
 		s.wait(it)
 	}
 	if !it.gone {
@@ -137,7 +140,7 @@ func (t *tree) answered(it *Item, by Source) {
 }
 
 // blame makes those pause at whose fault a round failed, and reports whether these are others than the
-// certificate; otherwise, how long that was asked to pause.
+// certificate, and how long that was asked to wait.
 func (t *tree) blame(it *Item, o Outcome) (shared bool, retryAfter time.Duration) {
 	if len(o.Answers) == 0 {
 		o.Answers = []Answer{{Fault: Certificate, Err: o.Err}}
@@ -152,14 +155,15 @@ func (t *tree) blame(it *Item, o Outcome) (shared bool, retryAfter time.Duration
 			break
 		}
 	}
+	own, failed := false, it.shared
 	retryAfter = o.RetryAfter
-	own := false
 	for _, a := range o.Answers {
 		ca := it.route.nodeOf(a.URL, caLevel)
 		url, host := ca.parent, ca.parent.parent
 		var at *node
 		switch a.Fault {
 		case NoFault:
+			retryAfter = max(retryAfter, a.RetryAfter)
 			continue
 		case CA:
 			at = ca
@@ -168,13 +172,16 @@ func (t *tree) blame(it *Item, o Outcome) (shared bool, retryAfter time.Duration
 		case Host:
 			at = host
 		}
-		if at != nil && (it.sharedAt == 0 || at.pause.goodAt <= it.sharedAt) {
+		if at != nil {
+			it.shared = t.turns
+		}
+		if at != nil && (failed == 0 || at.pause.good <= failed) {
 			shared = true
 			t.fail(at, a, it.began)
 		} else { // its own, or else others would not have been lucky since it failed
 			own = true
 			retryAfter = max(retryAfter, a.RetryAfter)
-			t.refuse(ca, it, it.began, a.Err)
+			t.refuse(ca, it, a)
 		}
 		if a.Fault < Host {
 			t.succeed(host, it.began)
@@ -182,11 +189,6 @@ func (t *tree) blame(it *Item, o Outcome) (shared bool, retryAfter time.Duration
 		if a.Fault < URL {
 			t.succeed(url, it.began)
 		}
-	}
-	it.refused = t.turns
-	it.sharedAt = 0
-	if shared || own {
-		it.sharedAt = t.now
 	}
 	return shared && !own, retryAfter
 }

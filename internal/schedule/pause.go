@@ -47,17 +47,16 @@ const (
 // A pause is what is known of the failures of one node: of a host, a URL, or an authority at a URL.
 type pause struct {
 	state    pauseState
-	refused  bool    // it began because answers were of no use, not because there were none
+	useless  bool    // it began because answers were of no use, not because there were none
 	window   int32   // while recovering
 	ceiling  int32   // of the window, while it doubles
 	failures int32   // in a row, however many requests were in flight
-	refusals int32   // certificates in a row about which the answer was of no use
-	accepted uint64  // the turn of the last answer that was taken
+	refused  []*Item // those in a row about which the answer was of no use, as far as they matter
 	since    int64   // when the outage began
 	failedAt int64   // the last failure that counted
 	failed   uint64  // the turn of that failure, or of the last time that the window was halved
 	until    int64   // as the responder asked for; 0: it did not
-	goodAt   int64   // the last success
+	good     uint64  // the turn when the last request began that succeeded
 	part     float64 // of the interval to wait, drawn when it failed
 	gap      int64   // between requests about certificates that nobody was asked about so far
 	err      error
@@ -106,18 +105,16 @@ func (n *node) opens() int64 {
 	if n.level == caLevel && w[fresh] > 0 {
 		at = min(at, p.failedAt+p.gap)
 	}
-	if p.until > at {
-		at = p.until
-		if bare > 0 || *w == [classes]int32{} {
-			at = min(at, p.failedAt+hour)
-		}
-		if n.queue.len() > 0 {
-			if end := n.queue[byEnd][0].end; end < far {
-				at = min(at, p.failedAt+(end-p.failedAt)/2)
-			}
+	asked := p.until
+	if bare > 0 || *w == [classes]int32{} {
+		asked = min(asked, p.failedAt+hour)
+	}
+	if n.queue.len() > 0 {
+		if end := n.queue[byEnd][0].end; end < far {
+			asked = min(asked, p.failedAt+(end-p.failedAt)/2)
 		}
 	}
-	return at
+	return max(at, asked)
 }
 
 // admits reports whether n may be asked now.
@@ -160,7 +157,7 @@ func (t *tree) fail(n *node, a Answer, began start) {
 }
 
 // pause begins a pause of n, or makes it longer.
-func (t *tree) pause(n *node, began int64, refused bool, err error) {
+func (t *tree) pause(n *node, began int64, useless bool, err error) {
 	p := &n.pause
 	begins := p.state != paused
 	if begins {
@@ -168,7 +165,7 @@ func (t *tree) pause(n *node, began int64, refused bool, err error) {
 		p.window, p.ceiling = 0, t.share
 	}
 	p.gap = min(2*p.gap, maxGap)
-	p.state, p.refused, p.err = paused, refused, err
+	p.state, p.useless, p.err = paused, useless, err
 	p.failures++
 	p.failedAt, p.failed = t.now, t.turns
 	p.part = 0.5 + float64(t.rand(1<<20))/(1<<21)
@@ -182,7 +179,7 @@ func (t *tree) pause(n *node, began int64, refused bool, err error) {
 // succeed notes that a request showed that nothing is wrong with n.
 func (t *tree) succeed(n *node, began start) {
 	p := &n.pause
-	p.goodAt = t.now
+	p.good = max(p.good, began.turn)
 	switch p.state {
 	case paused:
 		if p.until > t.now && (began.forced || began.turn <= p.failed) {
@@ -217,36 +214,36 @@ func (t *tree) recover(n *node, window int32) {
 
 // accept notes an answer from n, an authority at a URL, that was taken.
 func (t *tree) accept(n *node, began start) {
-	n.pause.refusals = 0
-	n.pause.accepted = t.turns
+	n.pause.refused = nil
 	t.succeed(n, began)
 }
 
-// refuse notes an answer from n about it that is of no use.
-func (t *tree) refuse(n *node, it *Item, began start, err error) {
+// refuse notes that n, an authority at a URL, gave no answer about it that is of use, but perhaps another one.
+func (t *tree) refuse(n *node, it *Item, a Answer) {
 	p := &n.pause
-	limit := int32(maxRefusals)
+	limit := maxRefusals
 	if n.key.url == "" {
 		limit = maxUnknownRefusals
 	}
-	if n.key.url == "" || it.refused <= p.accepted { // of several about one certificate, the first counts
-		p.refusals++
+	if len(p.refused) < limit && (n.key.url == "" || !slices.Contains(p.refused, it)) {
+		p.refused = append(p.refused, it)
 	}
 	switch {
-	case began.turn <= p.failed:
-	case p.state == paused && !p.refused:
+	case it.began.turn <= p.failed:
+	case p.state == paused && !p.useless && a.Fault == Certificate:
 		t.recover(n, 1) // it answers again, if not as one would wish
 		t.settle(n)
-	case p.refusals >= limit:
+	case len(p.refused) >= limit:
 		p.until = 0
-		t.pause(n, began.at, true, err)
+		t.pause(n, it.began.at, true, a.Err)
 	}
 }
 
-// blocks returns the node whose pause keeps those who take r waiting, or nil if one of its URLs does not pause.
-func (r *route) blocks() (by *node) {
+// blocks returns the node whose pause keeps those who take r waiting, an authority if that is enough to ask at one
+// of its URLs, or nil if one of these does not pause.
+func (r *route) blocks() (least *node) {
 	for _, end := range r.ends {
-		by = nil
+		var by *node
 		for n := end.parent; n != nil; n = n.parent {
 			if n.pause.state == paused {
 				by = n
@@ -255,14 +252,17 @@ func (r *route) blocks() (by *node) {
 		if by == nil {
 			return nil
 		}
+		if least == nil || by.level > least.level {
+			least = by
+		}
 	}
-	return by
+	return least
 }
 
 // tell notes that the first round of it has ended, if a pause keeps it waiting; and reports whether nobody
 // need look at it again.
 func (t *tree) tell(it *Item) bool {
-	if it.state != Waiting || it.toldFirst {
+	if !it.awaits() {
 		return true
 	}
 	by := it.route.blocks()
@@ -272,4 +272,9 @@ func (t *tree) tell(it *Item) bool {
 	it.toldFirst = true
 	t.told = append(t.told, Notice{it, Paused, by.pause.err})
 	return true
+}
+
+// awaits reports whether it waits for its first round, or for another one of its cohort to have it first.
+func (it *Item) awaits() bool {
+	return !it.toldFirst && (it.queued == inRoute || it.state == Following)
 }

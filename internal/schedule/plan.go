@@ -58,6 +58,14 @@ func (h *held) moment(n int8) int64 {
 	return h.end
 }
 
+// age counts the moments that have passed, and returns how many there are.
+func (h *held) age(now int64) int8 {
+	for h.end > 0 && h.stage < moments && h.moment(h.stage) <= now {
+		h.stage++
+	}
+	return h.stage
+}
+
 // current reports whether h is a response that has not ended.
 func (h *held) current(now int64) bool { return h.end > now }
 

@@ -112,27 +112,39 @@ func (s *Schedule) Remove(it *Item, now time.Time) {
 // Start makes it due now, if it is Idle or Scheduled.
 func (s *Schedule) Start(it *Item, now time.Time) {
 	s.tree.now = wall.MicroOf(now)
-	if (it.state == Idle || it.state == Scheduled) && !it.gone {
+	switch {
+	case it.gone:
+	case it.state == Idle, it.state == Scheduled:
 		it.over = false
 		s.part(it)
 		s.comeDue(it)
+	case it.state == Storing && it.then == Idle:
+		it.over = false
+		it.then, it.due = Scheduled, s.tree.now
+		s.watch(it)
 	}
 }
 
-// Rest says that there is nobody to ask about it. It is Idle until Start or Refresh.
+// Rest says that there is nobody to ask about it. It is Idle until Start or Refresh; a round that is under way
+// says so itself.
 func (s *Schedule) Rest(it *Item, now time.Time) {
 	s.tree.now = wall.MicroOf(now)
-	it.toldFirst, it.forced = true, false
-	switch it.state {
-	case Working:
-		it.over = true
-	case Storing:
+	if it.state != Working {
+		it.toldFirst = true
+		s.rest(it)
+		s.watch(it)
+	}
+}
+
+// rest makes it Idle, as soon as no worker has it.
+func (s *Schedule) rest(it *Item) {
+	s.withdraw(it)
+	it.forced = false
+	if it.state == Storing {
 		it.then = Idle
-	default:
-		s.withdraw(it)
+	} else {
 		it.state = Idle
 	}
-	s.watch(it)
 }
 
 // Hold says that something newer is held now, which did not come of a round, or, with a zero Held, nothing.
@@ -141,7 +153,7 @@ func (s *Schedule) Hold(it *Item, h Held, now time.Time) {
 	if it.gone {
 		return
 	}
-	was := it.held.end
+	c := it.route.cohorts[it.held.end]
 	it.hold(h, s.tree.now)
 	switch it.state {
 	case Idle, Scheduled, Following, Waiting:
@@ -151,12 +163,13 @@ func (s *Schedule) Hold(it *Item, h Held, now time.Time) {
 		s.withdraw(it)
 		s.schedule(it, it.refresh(s.tree.now, s.tree.rand))
 	case Storing:
-		if it.then != Idle {
+		if it.then != Idle && !it.forced {
 			it.then, it.due = Scheduled, it.refresh(s.tree.now, s.tree.rand)
 		}
 	}
+	it.cohort = nil
 	s.watch(it)
-	s.release(it, was)
+	s.release(c)
 }
 
 // Refresh makes it due now, before all others and past every pause. A round that is under way will do.
@@ -166,7 +179,12 @@ func (s *Schedule) Refresh(it *Item, now time.Time) {
 		return
 	}
 	it.forced = true
-	if it.state != Working && it.state != Storing {
+	switch it.state {
+	case Working:
+	case Storing:
+		s.part(it)
+		it.then = Waiting
+	default:
 		s.withdraw(it)
 		s.comeDue(it)
 	}
@@ -202,30 +220,25 @@ func (s *Schedule) Look(now time.Time) {
 func (s *Schedule) look(it *Item) {
 	now := s.tree.now
 	h := &it.held
-	aged := false
-	for !h.quiet && h.end > 0 && h.stage < moments && h.moment(h.stage) <= now {
-		h.stage++
-		aged = true
-	}
-	if aged {
+	if stage := h.stage; h.age(now) > stage {
 		kind := StapleEnding
 		if h.stage == moments {
 			kind = StapleEnded
 		}
-		s.notices = append(s.notices, Notice{Item: it, Kind: kind})
-		if it.queued == inRoute { // it may have become more urgent
+		if !h.quiet {
+			s.notices = append(s.notices, Notice{Item: it, Kind: kind})
+		}
+		if it.queued == inRoute { // it may have become more urgent, or one of a cohort
 			s.withdraw(it)
-			s.wait(it)
+			s.comeDue(it)
 		}
 	}
 	switch {
 	case now >= it.expires && !it.over && it.state != Idle:
 		it.over = true
 		s.notices = append(s.notices, Notice{Item: it, Kind: Expired})
-		if it.state != Working && it.state != Storing {
-			s.withdraw(it)
-			it.state = Idle
-			it.forced = false
+		if it.state != Working {
+			s.rest(it)
 		}
 	case it.state == Scheduled && it.due <= now:
 		s.comeDue(it)
@@ -240,7 +253,7 @@ func (s *Schedule) look(it *Item) {
 func (s *Schedule) watch(it *Item) {
 	h := &it.held
 	at := far
-	if !h.quiet && h.end > 0 && h.stage < moments {
+	if h.end > 0 && h.stage < moments {
 		at = h.moment(h.stage)
 	}
 	if it.state != Idle && !it.over {
@@ -261,7 +274,7 @@ func (s *Schedule) watch(it *Item) {
 }
 
 func (s *Schedule) schedule(it *Item, due int64) {
-	it.state, it.due = Scheduled, due
+	it.state, it.due, it.waits = Scheduled, due, 0
 	s.watch(it)
 }
 
@@ -272,19 +285,17 @@ func (s *Schedule) comeDue(it *Item) {
 	case it.forced:
 		it.queued = inAsked
 		s.tree.ask(it)
-		s.watch(it)
-		return
 	case it.cohort == nil && it.held.end > 0 && !it.held.current(s.tree.now) && !it.held.revoked && !s.tree.join(it):
 		it.state = Following
-		s.watch(it)
-		return
+		s.tree.await(it)
 	case s.peeks && !it.peeked && it.route.blocks() != nil:
 		it.queued = inPeeks
 		s.peeking = append(s.peeking, it)
-		s.watch(it)
+	default:
+		s.wait(it)
 		return
 	}
-	s.wait(it)
+	s.watch(it)
 }
 
 // wait puts it among those that wait at its route.
@@ -297,12 +308,7 @@ func (s *Schedule) wait(it *Item) {
 		it.rank.end = it.held.end
 	}
 	s.tree.put(it)
-	if !it.toldFirst {
-		it.waits = s.tree.now + firstTurn
-		if !s.tree.tell(it) {
-			s.tree.attend(it)
-		}
-	}
+	s.tree.await(it)
 	s.watch(it)
 }
 
@@ -325,15 +331,15 @@ func (s *Schedule) Next(now time.Time) (*Item, Task) {
 	if s.working >= s.workers {
 		return nil, Nothing
 	}
-	it, end, task := (*Item)(nil), (*node)(nil), Ask
-	if len(s.tree.asked) == 0 {
-		it = s.peek()
-	}
-	if it != nil {
-		task = Peek
-		s.peekers++
-	} else if it, end = s.tree.next(); it == nil {
-		return nil, Nothing
+	task := Ask
+	it, end := s.tree.nextAsked()
+	if it == nil {
+		if it = s.peek(); it != nil {
+			task = Peek
+			s.peekers++
+		} else if it, end = s.tree.next(); it == nil {
+			return nil, Nothing
+		}
 	}
 	it.state, it.queued, it.via, it.waits = Working, notQueued, end, 0
 	if end != nil {
@@ -399,7 +405,6 @@ func (s *Schedule) Step(items iter.Seq[*Item], now time.Time) {
 	s.tree.now = wall.MicroOf(now)
 	t := &s.tree
 	for _, n := range t.nodes {
-		n.pause.goodAt = min(n.pause.goodAt, t.now)
 		n.pause.failedAt = min(n.pause.failedAt, t.now)
 		if n.pause.state == paused {
 			t.recover(n, 1)
@@ -409,24 +414,26 @@ func (s *Schedule) Step(items iter.Seq[*Item], now time.Time) {
 		if it.gone {
 			continue
 		}
-		it.asked, it.sharedAt = min(it.asked, t.now), 0
+		it.asked, it.began.at = min(it.asked, t.now), min(it.began.at, t.now)
 		h := &it.held
 		for h.stage > 0 && h.moment(h.stage-1) > t.now {
 			h.stage--
 		}
-		if it.over && t.now < it.expires {
-			it.over = false
+		state := it.state
+		if state == Storing {
+			state = it.then
 		}
 		switch {
-		case it.state == Waiting && it.queued == inRoute, it.state == Following:
+		case it.over && t.now < it.expires:
+			it.over = false
+			s.Start(it, now)
+		case it.state == Following, it.queued == inRoute:
 			s.withdraw(it)
 			s.wait(it)
-		case it.state == Scheduled && (it.tries > 0 || it.held.end == 0):
+		case state == Scheduled && (it.forced || it.tries > 0 || h.end == 0):
 			it.due = min(it.due, t.now)
-		case it.state == Scheduled, it.state == Storing:
-			if h.end > 0 {
-				it.due = min(it.due, max(it.latest(t.now), t.now))
-			}
+		case state == Scheduled:
+			it.due = min(it.due, max(it.latest(t.now), t.now))
 		}
 		s.watch(it)
 	}

@@ -55,6 +55,7 @@ type node struct {
 type visitors struct {
 	asked  []*Item // by Refresh, the first first
 	untold []*Item // those beneath that wait for their first round, and some that did
+	swept  int     // how many were left when the others were taken out
 }
 
 // A route is what certificates of one authority have in common if they name the same URLs.
@@ -70,17 +71,20 @@ type route struct {
 
 // route returns the route of certificates of ca that are asked about at urls.
 func (t *tree) route(ca string, urls []Source) *route {
-	key := ca
+	key, at := ca, []Source(nil)
 	for _, u := range urls {
-		key += "\x00" + u.URL
+		if !slices.ContainsFunc(at, func(o Source) bool { return o.URL == u.URL }) {
+			key += "\x00" + u.URL
+			at = append(at, u)
+		}
+	}
+	if len(at) == 0 {
+		key, at = ca+"\x00", []Source{{}}
 	}
 	r := t.routes[key]
 	if r == nil {
 		r = &route{key: key, ca: ca}
-		if len(urls) == 0 {
-			urls = []Source{{}}
-		}
-		for _, u := range urls {
+		for _, u := range at {
 			r.urls = append(r.urls, u.URL)
 			n := t.node(nodeKey{caLevel, u.URL, ca}, u.Host)
 			n.kids++
@@ -219,8 +223,8 @@ func (t *tree) watch(n *node) {
 	}
 }
 
-// next returns whose turn it is, and at which end of its route, or nil.
-func (t *tree) next() (*Item, *node) {
+// nextAsked returns whose turn it is among those that Refresh asks about, and at which end of its route, or nil.
+func (t *tree) nextAsked() (*Item, *node) {
 	for i, h := range t.asked {
 		if h.inFlight >= t.share {
 			continue // of these there are two at most
@@ -235,6 +239,11 @@ func (t *tree) next() (*Item, *node) {
 		}
 		return it, it.route.ends[0]
 	}
+	return nil, nil
+}
+
+// next returns whose turn it is among the others, and at which end of its route, or nil.
+func (t *tree) next() (*Item, *node) {
 	q := &t.hosts
 	if q.len() == 0 {
 		q = &t.full
@@ -290,14 +299,23 @@ func (n *node) host() *node {
 	return n
 }
 
-// attend remembers that the first round of it has not ended, in case what it needs pauses.
-func (t *tree) attend(it *Item) {
+// await sees to it that the first round of it ends when what it needs pauses.
+func (t *tree) await(it *Item) {
+	if it.toldFirst {
+		return
+	}
+	it.waits = t.now + firstTurn
+	if t.tell(it) {
+		it.waits = 0
+		return
+	}
 	for _, end := range it.route.ends {
-		h := end.host()
-		if l := h.visitors.untold; len(l) >= 64 && len(l) > 2*int(h.waiting[fresh]) {
-			h.visitors.untold = slices.DeleteFunc(l, func(o *Item) bool { return o.toldFirst || o.gone || o.state != Waiting })
+		v := end.host().visitors
+		if len(v.untold) >= 2*v.swept+32 {
+			v.untold = slices.DeleteFunc(v.untold, func(o *Item) bool { return !o.awaits() })
+			v.swept = len(v.untold)
 		}
-		h.visitors.untold = append(h.visitors.untold, it)
+		v.untold = append(v.untold, it)
 	}
 }
 

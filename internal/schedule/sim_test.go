@@ -1,0 +1,409 @@
+package schedule
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+)
+
+// choices make up a sequence of operations: chance, or what a fuzzer has found.
+type choices interface {
+	upTo(n int) int // below n
+	more() bool
+}
+
+type random struct {
+	*rand.Rand
+	left int
+}
+
+func (r *random) upTo(n int) int { return r.IntN(n) }
+func (r *random) more() bool     { r.left--; return r.left >= 0 }
+
+// A sim drives a schedule through a sequence of operations in simulated time, and looks after each of them
+// whether all is well.
+type sim struct {
+	choices
+	*Schedule
+	now     int64
+	items   []*Item // that are there
+	all     []*Item // and those that are gone, while a worker has them
+	working []*Item
+	storing []*Item
+	tasks   map[*Item]Task
+	forever map[*Item]bool // nobody is to be asked about it: Idle for good
+	weather map[Source]Fault
+	workers int
+	peeks   bool
+	log     []string
+	looks   int
+}
+
+var errTest = errors.New("test")
+
+const epoch = int64(1767225600) * second // 2026-01-01
+
+func newSim(c choices, seed uint64) *sim {
+	m := &sim{choices: c, now: epoch, tasks: make(map[*Item]Task), forever: make(map[*Item]bool),
+		weather: make(map[Source]Fault)}
+	m.workers = []int{1, 2, 3, 5, 16}[c.upTo(5)]
+	m.peeks = c.upTo(3) == 0
+	r := rand.New(rand.NewPCG(seed, 1))
+	m.Schedule = New(m.workers, r.Int64N, m.peeks)
+	return m
+}
+
+func (m *sim) note(format string, args ...any) {
+	m.log = append(m.log, fmt.Sprintf("%s  "+format, append([]any{time.UnixMicro(m.now).UTC().Format("02 15:04:05.000000")}, args...)...))
+}
+
+func (m *sim) at() time.Time { return time.UnixMicro(m.now) }
+
+// brief returns o in a few words.
+func brief(o Outcome) string {
+	b := []string{[]string{"newer", "unchanged", "failed", "deferred", "final"}[o.Result]}
+	if o.Asked {
+		b = append(b, "asked")
+	}
+	for _, a := range o.Answers {
+		b = append(b, fmt.Sprintf("%s %s", a.URL, []string{"none", "certificate", "CA", "URL", "host"}[a.Fault]))
+		if a.Busy {
+			b = append(b, "busy")
+		}
+		if a.RetryAfter > 0 {
+			b = append(b, "Retry-After "+a.RetryAfter.String())
+		}
+	}
+	if o.RetryAfter > 0 {
+		b = append(b, "Retry-After "+o.RetryAfter.String())
+	}
+	if h := o.Held; !h.End.IsZero() {
+		b = append(b, fmt.Sprintf("%s to %s", h.ThisUpdate.UTC().Format("02 15:04:05"), h.End.UTC().Format("02 15:04:05")))
+		if h.Revoked {
+			b = append(b, "revoked")
+		}
+	}
+	if o.By.URL != "" {
+		b = append(b, "by "+o.By.URL)
+	}
+	return strings.Join(b, ", ")
+}
+
+// number names it in the log.
+func (m *sim) number(it *Item) int { return it.Owner.(int) }
+
+// run does a sequence, and returns what was wrong.
+func (m *sim) run() error {
+	for m.more() {
+		if err := m.step(); err != nil {
+			return err
+		}
+	}
+	return m.heal()
+}
+
+// step does one operation and what a driver does after each.
+func (m *sim) step() error {
+	m.operate()
+	return m.attend(m.upTo(8) > 0)
+}
+
+// attend does what a driver does after each operation; it may come late with looking.
+func (m *sim) attend(look bool) error {
+	m.Notices()
+	if look {
+		if at := m.When(); !at.IsZero() && !at.After(m.at()) {
+			m.looks++
+			m.Look(m.at())
+			m.Notices()
+			if at := m.When(); !at.IsZero() && !at.After(m.at()) {
+				return fmt.Errorf("no progress: after a look there is to be a look at %v", at)
+			}
+		}
+	}
+	m.all = slices.DeleteFunc(m.all, func(it *Item) bool { return it.gone && it.state == Idle })
+	return invariants(m.Schedule, m.all)
+}
+
+func (m *sim) operate() {
+	one := func(of []*Item) *Item {
+		if len(of) == 0 {
+			return nil
+		}
+		return of[m.upTo(len(of))]
+	}
+	switch m.upTo(24) {
+	case 0, 1:
+		if len(m.items) < 24 {
+			m.add()
+		}
+	case 2:
+		if it := one(m.items); it != nil && m.upTo(2) == 0 {
+			m.remove(it)
+		}
+	case 3:
+		if it := one(m.items); it != nil {
+			m.note("Start %d", m.number(it))
+			delete(m.forever, it)
+			m.Start(it, m.at())
+		}
+	case 4:
+		if it := one(m.items); it != nil {
+			m.hold(it, m.held(it))
+		}
+	case 5:
+		if it := one(m.items); it != nil && m.upTo(4) == 0 {
+			m.note("Rest %d", m.number(it))
+			m.forever[it] = true
+			m.Rest(it, m.at())
+		}
+	case 6:
+		if it := one(m.items); it != nil {
+			m.note("Refresh %d", m.number(it))
+			m.Refresh(it, m.at())
+		}
+	case 7:
+		m.note("Look")
+		m.Look(m.at())
+	case 8, 9, 10:
+		m.next()
+	case 11, 12:
+		for m.next() {
+		}
+	case 13, 14, 15:
+		if it := one(m.working); it != nil {
+			m.done(it, m.outcome(it))
+		}
+	case 16, 17:
+		if it := one(m.storing); it != nil {
+			m.free(it)
+		}
+	case 18: // all at once
+		for len(m.working) > 0 {
+			it := m.working[0]
+			m.done(it, m.outcome(it))
+			m.free(it)
+		}
+	case 19, 20:
+		if at := m.When(); !at.IsZero() {
+			m.now = max(m.now, at.UnixMicro())
+			m.note("time passes until it is time to look")
+		}
+	case 21:
+		m.now += []int64{1, 1000, 50_000, second, 5 * second, 20 * second, minute, 10 * minute, hour, 5 * hour, day}[m.upTo(11)]
+		m.note("time passes")
+	case 22:
+		if m.upTo(4) == 0 {
+			m.now = max(m.now+[]int64{-5 * day, -day, -hour, -minute, -6 * second, 6 * second, minute, hour, day, 5 * day}[m.upTo(10)], second)
+			m.note("the clock is set")
+			m.Step(slices.Values(m.items), m.at())
+		}
+	case 23:
+		scope := Source{Host: fmt.Sprint("h", m.upTo(3))}
+		m.weather[scope] = Fault(m.upTo(int(Host) + 2))
+	}
+}
+
+// source returns one of few URLs.
+func (m *sim) source() Source {
+	i := m.upTo(5)
+	return Source{Host: fmt.Sprint("h", i/2), URL: fmt.Sprint("u", i)}
+}
+
+func (m *sim) add() {
+	it := &Item{Owner: len(m.log)}
+	var at []Source
+	for range m.upTo(4) {
+		if s := m.source(); !slices.Contains(at, s) {
+			at = append(at, s)
+		}
+	}
+	ca := fmt.Sprint("ca", m.upTo(3))
+	expires := m.now + []int64{hour, 10 * day, 1000 * day, 1000 * day, 1000 * day}[m.upTo(5)]
+	m.note("Add %d %s %v expires %d", m.number(it), ca, at, (expires-m.now)/second)
+	m.Add(it, ca, at, time.UnixMicro(expires))
+	m.items = append(m.items, it)
+	m.all = append(m.all, it)
+	switch m.upTo(8) {
+	case 0: // left alone
+	case 1:
+		m.hold(it, m.held(it))
+		fallthrough
+	default:
+		m.note("Start %d", m.number(it))
+		m.Start(it, m.at())
+	}
+}
+
+func (m *sim) remove(it *Item) {
+	m.note("Remove %d", m.number(it))
+	m.Remove(it, m.at())
+	m.items = slices.DeleteFunc(m.items, func(o *Item) bool { return o == it })
+}
+
+// held returns something to be held; its times are round, so that those of several are the same.
+func (m *sim) held(it *Item) Held {
+	validity := []int64{10 * second, minute, hour, day, 7 * day, 30 * day}[m.upTo(6)]
+	round := max(validity/4, second)
+	start := min(m.now/round*round-int64(m.upTo(4))*validity/8, it.expires-second)
+	h := Held{ThisUpdate: time.UnixMicro(start), Until: time.UnixMicro(start + validity), Revoked: m.upTo(10) == 0, Quiet: m.upTo(10) == 0}
+	h.End = h.Until
+	if end := timeOf(it.expires); end.Before(h.End) {
+		h.End = end
+	}
+	return h
+}
+
+func (m *sim) hold(it *Item, h Held) {
+	m.note("Hold %d: %s", m.number(it), brief(Outcome{Held: h}))
+	m.Hold(it, h, m.at())
+}
+
+func (m *sim) next() bool {
+	it, task := m.Next(m.at())
+	if task == Nothing {
+		return false
+	}
+	m.note("Next: %d, task %d", m.number(it), task)
+	m.working = append(m.working, it)
+	m.tasks[it] = task
+	return true
+}
+
+func (m *sim) done(it *Item, o Outcome) {
+	m.note("Done %d: %s", m.number(it), brief(o))
+	m.Done(it, o, m.at())
+	m.working = slices.DeleteFunc(m.working, func(o *Item) bool { return o == it })
+	m.storing = append(m.storing, it)
+}
+
+func (m *sim) free(it *Item) {
+	m.note("Free %d", m.number(it))
+	m.Free(it, m.at())
+	m.storing = slices.DeleteFunc(m.storing, func(o *Item) bool { return o == it })
+}
+
+// outcome makes up what came of a round.
+func (m *sim) outcome(it *Item) Outcome {
+	switch {
+	case m.tasks[it] == Peek && m.upTo(4) == 0:
+		return Outcome{Result: Newer, Held: m.held(it)}
+	case m.tasks[it] == Peek:
+		return Outcome{Result: Deferred, Until: m.at()}
+	}
+	switch m.upTo(12) {
+	case 0, 1:
+		return Outcome{Result: Newer, Asked: true, Held: m.held(it), By: m.answerer(it)}
+	case 2:
+		if it.held.current(it.began.at) {
+			return Outcome{Result: Unchanged, Asked: true, By: m.answerer(it)}
+		}
+	case 3:
+		return Outcome{Result: Deferred, Until: time.UnixMicro(m.now + int64(m.upTo(2_000_000)))}
+	case 4:
+		if m.upTo(8) == 0 {
+			m.forever[it] = true
+			return Outcome{Result: Final, Asked: m.upTo(2) == 0}
+		}
+		return Outcome{Result: Failed, Err: errTest}
+	}
+	o := Outcome{Result: Failed, Asked: true, Err: errTest, RetryAfter: m.retryAfter()}
+	urls := it.route.urls
+	for i, end := range it.route.ends {
+		a := Answer{Source: Source{end.host().key.url, urls[i]}, Fault: Fault(m.upTo(int(Host) + 1)), Err: errTest}
+		if f := m.weather[Source{Host: a.Source.Host}]; f <= Host && m.upTo(4) > 0 {
+			a.Fault = f
+		}
+		if m.upTo(16) == 0 {
+			a.Source = m.source()
+		}
+		if a.Fault == CA || a.Fault == URL {
+			a.Busy = m.upTo(2) == 0
+		}
+		if a.Fault != NoFault {
+			a.RetryAfter = m.retryAfter()
+		}
+		o.Answers = append(o.Answers, a)
+	}
+	if m.upTo(16) == 0 {
+		o.Answers = nil
+	}
+	return o
+}
+
+func (m *sim) retryAfter() time.Duration {
+	if m.upTo(6) > 0 {
+		return 0
+	}
+	return []time.Duration{time.Second, time.Minute, time.Hour, 100 * time.Hour}[m.upTo(4)]
+}
+
+// answerer returns one of those who can be asked about it, another one, or nobody that is known.
+func (m *sim) answerer(it *Item) Source {
+	switch m.upTo(10) {
+	case 0:
+		return m.source()
+	case 1:
+		return Source{}
+	}
+	i := m.upTo(len(it.route.ends))
+	return Source{it.route.ends[i].host().key.url, it.route.urls[i]}
+}
+
+// heal lets everybody answer well, and looks whether everything is stapled after some hours.
+func (m *sim) heal() error {
+	m.note("all is well from now on")
+	for _, it := range slices.Clone(m.items) {
+		if it.state == Idle && !m.forever[it] {
+			m.Start(it, m.at())
+		}
+	}
+	for _, it := range slices.Clone(m.storing) {
+		m.free(it)
+	}
+	end := m.now + 5*hour
+	for turns := 0; ; turns++ {
+		if err := m.attend(true); err != nil {
+			return err
+		}
+		for m.next() {
+		}
+		if turns > 100_000 {
+			return errors.New("this does not end")
+		}
+		switch at := m.When(); {
+		case len(m.working) > 0:
+			it := m.working[0]
+			m.now += 50_000
+			h := Held{ThisUpdate: m.at(), Until: time.UnixMicro(m.now + 7*day), End: time.UnixMicro(min(m.now+7*day, it.expires))}
+			m.done(it, Outcome{Result: Newer, Asked: true, Held: h})
+			m.free(it)
+			continue
+		case at.IsZero(), at.UnixMicro() > end:
+		default:
+			m.now = max(at.UnixMicro(), m.now)
+			continue
+		}
+		break
+	}
+	for _, it := range m.items {
+		if h := &it.held; !m.forever[it] && it.expires > m.now && (h.end <= m.now || it.state != Scheduled && it.state != Waiting) {
+			return fmt.Errorf("item %d has no staple, and is %v", m.number(it), it.state)
+		}
+	}
+	for len(m.items) > 0 {
+		m.remove(m.items[0])
+	}
+	m.now += hour + 1
+	m.Look(m.at())
+	if err := m.attend(true); err != nil {
+		return err
+	}
+	if n, r := len(m.tree.nodes), len(m.tree.routes); n+r > 0 {
+		return fmt.Errorf("%d nodes and %d routes are left", n, r)
+	}
+	return nil
+}
