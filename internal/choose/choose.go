@@ -14,7 +14,7 @@
 //	for i, cert := range certs {
 //		s := &choose.Slot[site]{Order: uint64(i), Kind: kinds.Of(&cert), Of: sites[i]}
 //		s.Put(&cert)
-//		ix.Add(s, cert.Leaf)
+//		ix.Add(s)
 //	}
 //	s, _ := ix.Choose(hello, choose.TakesTLS13(config))
 //	cert, stapled := s.Current()
@@ -24,9 +24,9 @@
 // are not served any more: it knows nothing of OCSP. [Arrays] are for certificates that
 // have no slots because their configuration comes anew with each connection.
 //
-// Nothing here calls back, waits or reads the names that a client asks for in any other
-// way than VerifyHostname does. Which names a certificate ought to have, and whether it
-// is valid, is for others to decide.
+// Whether a certificate is valid, and what becomes of one that has no staple, is for others
+// to decide. Nothing here waits, but that some keys, which are asked for their public half,
+// are far away.
 package choose
 
 import "crypto/tls"

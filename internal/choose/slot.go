@@ -13,8 +13,8 @@ import (
 // read it: without a lock, as long as neither ends or changes at that moment. Of,
 // Order and Kind are set before an [Index] has the slot, and stay.
 //
-// What a choice reads of a slot lies together, so that one that begins with a cache
-// line is one miss.
+// All that a handshake reads lies together: to begin a cache line with a slot spares it
+// misses.
 type Slot[T any] struct {
 	Order uint64 // among the candidates of an index
 	Kind  *Kind
@@ -32,8 +32,8 @@ const changing = -1
 // lock is taken under it.
 var showing sync.Mutex
 
-// Put makes cert, which nothing is to be stapled to yet, what handshakes are given. It
-// is for a slot that nobody reads yet, and cert must not change after it.
+// Put makes cert what handshakes are given, as it is. It is for a slot that nobody reads
+// yet, and cert must not change after it. Leaf is set, or the index knows no names.
 func (s *Slot[T]) Put(cert *tls.Certificate) { s.shown.Store(cert) }
 
 // Shown returns the certificate as it was shown last, with a staple that may have
