@@ -98,15 +98,15 @@ func authority(leaf *x509.Certificate) string {
 func (e *entry) localIssuer() *x509.Certificate {
 	g := e.engine
 	g.mu.Lock()
-	issuer := e.issuer
+	if issuer := e.issuer; issuer != nil {
+		g.mu.Unlock()
+		return issuer
+	}
 	var chains [][][]byte
 	for _, c := range e.handles {
 		chains = append(chains, c.chain()[1:])
 	}
 	g.mu.Unlock()
-	if issuer != nil {
-		return issuer
-	}
 	var candidates []*x509.Certificate
 	for _, chain := range chains {
 		for _, der := range chain {
@@ -115,7 +115,7 @@ func (e *entry) localIssuer() *x509.Certificate {
 			}
 		}
 	}
-	issuer = issuers.Of(e.leaf, append(candidates, g.issuers...))
+	issuer := issuers.Of(e.leaf, append(candidates, g.issuers...))
 	if issuer != nil {
 		e.setIssuer(issuer)
 	}
