@@ -54,6 +54,7 @@ type pause struct {
 	refused  []*Item // those in a row about which the answer was of no use, as far as they matter
 	since    int64   // when the outage began
 	failedAt int64   // the last failure that counted
+	lasted   int64   // how long the outage had lasted when the request began that failed then
 	failed   uint64  // the turn of that failure, or of the last time that the window was halved
 	until    int64   // as the responder asked for; 0: it did not
 	good     uint64  // the turn when the last request began that succeeded
@@ -98,9 +99,9 @@ func (n *node) opens() int64 {
 	p := &n.pause
 	w := &n.waiting
 	bare := w[fresh] + w[unstapled] + w[patient]
-	at := p.failedAt + comfortable(p.failedAt-p.since)
+	at := p.failedAt + comfortable(p.lasted)
 	if bare+w[nearEnd] > 0 {
-		at = p.failedAt + int64(p.part*float64(interval(p.failedAt-p.since)))
+		at = p.failedAt + int64(p.part*float64(interval(p.lasted)))
 	}
 	if n.level == caLevel && w[fresh] > 0 {
 		at = min(at, p.failedAt+p.gap)
@@ -168,6 +169,7 @@ func (t *tree) pause(n *node, began int64, useless bool, err error) {
 	p.state, p.useless, p.err = paused, useless, err
 	p.failures++
 	p.failedAt, p.failed = t.now, t.turns
+	p.lasted = max(began-p.since, 0)
 	p.part = 0.5 + float64(t.rand(1<<20))/(1<<21)
 	t.settle(n)
 	if begins {
