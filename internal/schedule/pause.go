@@ -56,6 +56,7 @@ type pause struct {
 	failedAt int64   // the last failure that counted
 	lasted   int64   // how long the outage had lasted when the request began that failed then
 	failed   uint64  // the turn of that failure, or of the last time that the window was halved
+	wanted   int64   // when a staple ended, whose last try is still to come; 0: none did
 	until    int64   // as the responder asked for; 0: it did not
 	good     uint64  // the turn when the last request began that succeeded
 	part     float64 // of the interval to wait, drawn when it failed
@@ -105,6 +106,9 @@ func (n *node) opens() int64 {
 	}
 	if n.level == caLevel && w[fresh] > 0 {
 		at = min(at, p.failedAt+p.gap)
+	}
+	if p.wanted != 0 {
+		at = min(at, p.wanted)
 	}
 	asked := p.until
 	if bare > 0 || *w == [classes]int32{} {
@@ -163,18 +167,31 @@ func (t *tree) pause(n *node, began int64, useless bool, err error) {
 	begins := p.state != paused
 	if begins {
 		p.since, p.failures, p.gap = began, 0, firstGap
-		p.window, p.ceiling = 0, t.share
+		p.window, p.ceiling, p.wanted = 0, t.share, 0
 	}
 	p.gap = min(2*p.gap, maxGap)
 	p.state, p.useless, p.err = paused, useless, err
 	p.failures++
 	p.failedAt, p.failed = t.now, t.turns
 	p.lasted = max(began-p.since, 0)
+	if began >= p.wanted {
+		p.wanted = 0
+	}
 	p.part = 0.5 + float64(t.rand(1<<20))/(1<<21)
 	t.settle(n)
 	if begins {
 		h := n.host()
 		h.visitors.untold = slices.DeleteFunc(h.visitors.untold, t.tell)
+	}
+}
+
+// want lets a request through whatever pauses, since the staple of it has just ended: this is its last try.
+func (t *tree) want(it *Item) {
+	for _, end := range it.route.ends {
+		for n := end.parent; n != nil; n = n.parent {
+			n.pause.wanted = t.now
+		}
+		t.settle(end)
 	}
 }
 

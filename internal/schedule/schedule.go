@@ -224,6 +224,9 @@ func (s *Schedule) look(it *Item) {
 		kind := StapleEnding
 		if h.stage == moments {
 			kind = StapleEnded
+			if it.state != Idle && !it.over {
+				s.tree.want(it)
+			}
 		}
 		if !h.quiet {
 			s.notices = append(s.notices, Notice{Item: it, Kind: kind})
@@ -396,7 +399,10 @@ func (s *Schedule) NextAsk(it *Item, now time.Time) time.Time {
 	if it.forced {
 		return timeOf(at)
 	}
-	return timeOf(max(at, it.route.opens()))
+	if at = it.clip(max(at, it.route.opens()), s.tree.now); at == far {
+		return time.Time{}
+	}
+	return timeOf(at)
 }
 
 // Step says that the clock was set, or the machine asleep, so that what was counted from the time that it was
