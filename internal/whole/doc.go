@@ -3,6 +3,8 @@
 //	year*          a simulated year of outages, garbage, revocations, restarts and a failing disk, and its table
 //	load           thousands of certificates that came together, and how often responders are asked
 //	outage, hosts  responders that fail, hang, ask for patience, and come back
+//	blip           how long after an outage staples are there, and its table; crowds of certificates and of dead hosts
+//	weather        what holds up whom, and successors that come at the last moment or later
 //	clock          a wall clock that is set, and a machine that slept
 //	fleet          processes that share a cache, with a lock and without
 //	cache          caches that fail, hang, are slow, or full
@@ -15,6 +17,7 @@
 // Most of it is a sample of what it can be. For more:
 //
 //	STAPLE_YEAR=1 go test ./internal/whole -v -timeout 0 -run '^TestAYear' # twenty worlds in place of two
+//	STAPLE_HOSTS=10000 go test ./internal/whole -v -timeout 0 -run DeadHosts # and 20,000
 //	go test ./internal/whole -timeout 0 -run '^TestDifferential$' -pairs 200000 -seed 2
 //	go test ./internal/whole -run '^TestDifferential$' -seed 2 -pair 4711 # one pair, to reproduce a finding
 //
