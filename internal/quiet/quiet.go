@@ -6,13 +6,14 @@ import "time"
 
 const (
 	pause = time.Minute
-	most  = 1024 // pairs that are remembered before those that may speak again are forgotten
+	most  = 1024 // pairs that are remembered, before those that may speak again are forgotten
 )
 
 // A Limiter remembers who spoke last, of whom and of what kind. The zero value is ready. It is not safe for
-// concurrent use, and remembers no more than what was allowed within a minute, or a thousand.
+// concurrent use, and remembers no more than twice what was allowed within a minute, or a thousand.
 type Limiter[K comparable] struct {
 	spoke map[pair[K]]time.Time
+	sweep int // at so many, those that may speak again are forgotten
 }
 
 type pair[K comparable] struct {
@@ -33,12 +34,13 @@ func (l *Limiter[K]) Allow(about string, kind K, now time.Time) bool {
 	if l.spoke == nil {
 		l.spoke = make(map[pair[K]]time.Time)
 	}
-	if len(l.spoke) >= most {
+	if len(l.spoke) >= max(l.sweep, most) {
 		for p, last := range l.spoke {
 			if now.Sub(last) >= pause {
 				delete(l.spoke, p)
 			}
 		}
+		l.sweep = 2 * len(l.spoke)
 	}
 	l.spoke[p] = now
 	return true
