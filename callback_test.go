@@ -231,6 +231,49 @@ func TestAHundredNewCallbackCertificatesAreTakenInAnySecond(t *testing.T) {
 	})
 }
 
+func TestConfigurationsForEachConnectionLeaveNothingBehind(t *testing.T) {
+	w := world.New(t)
+	s := w.Stapler()
+	key := w.Leaf().PrivateKey
+	shared := []tls.Certificate{w.Leaf(world.Names("first.example.com"), world.SameKey(key)), w.Leaf(world.SameKey(key))}
+	fresh := false
+	config := s.TLSConfig(&tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		certs := shared
+		if fresh {
+			certs = slices.Clone(shared)
+		}
+		return &tls.Config{Certificates: certs}, nil
+	}})
+	hello := world.Hello(t, w.Client("www.example.com"))
+	serve := func() {
+		inner, err := config.GetConfigForClient(hello)
+		require.NoError(t, err)
+		got, err := inner.GetCertificate(hello)
+		require.NoError(t, err)
+		require.Equal(t, shared[1].Leaf.Raw, got.Leaf.Raw)
+	}
+	for range 100 {
+		serve()
+	}
+	require.Equal(t, 1, s.Indexes())
+	fresh = true
+	for range 1000 {
+		serve()
+	}
+	require.Eventually(t, func() bool {
+		runtime.GC()
+		return s.Indexes() == 1
+	}, 10*time.Second, 10*time.Millisecond)
+	runtime.KeepAlive(shared)
+	shared = nil
+	require.Eventually(t, func() bool {
+		runtime.GC()
+		return s.Indexes() == 0
+	}, 10*time.Second, 10*time.Millisecond)
+	require.Len(t, slices.Collect(s.Certificates()), 1)
+	runtime.KeepAlive(config)
+}
+
 func TestCloseDuringHandshakesThatBringStaples(t *testing.T) {
 	w := world.New(t)
 	cert := w.Leaf()

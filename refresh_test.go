@@ -359,7 +359,7 @@ func TestAFetcherNeedsNoURLInTheCertificate(t *testing.T) {
 			return w.Responder.Response(req.Leaf), nil
 		})
 	})
-	c := w.Add(s, w.Leaf(func(o *stapletest.LeafOptions) { o.Responders = nil }))
+	c := w.Add(s, w.Leaf(world.Responders()))
 	world.RequireStaple(t, c, ocsp.Good)
 	require.Equal(t, "file", c.Status().Responder)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -83,7 +84,7 @@ func TestCertificatesThatNobodyIsAskedAbout(t *testing.T) {
 		make func(w *world.World) tls.Certificate
 	}{
 		{"no responder", func(w *world.World) tls.Certificate {
-			return w.Leaf(func(o *stapletest.LeafOptions) { o.Responders = nil })
+			return w.Leaf(world.Responders())
 		}},
 		{"no responder and no issuer", func(w *world.World) tls.Certificate {
 			return w.Leaf(func(o *stapletest.LeafOptions) { o.Responders = nil; o.OmitIssuer = true })
@@ -243,7 +244,7 @@ func TestStatusCountsHandshakesWithoutStaple(t *testing.T) {
 		c.TLS()
 		require.EqualValues(t, 4, c.Status().UnstapledHandshakes)
 
-		silent, err := s.Add(w.Leaf(func(o *stapletest.LeafOptions) { o.Responders = nil }))
+		silent, err := s.Add(w.Leaf(world.Responders()))
 		require.NoError(t, err)
 		_, err = silent.GetCertificate(nil)
 		require.NoError(t, err)
@@ -415,6 +416,39 @@ func TestTheHandshakePathDoesNotAllocate(t *testing.T) {
 	require.Zero(t, testing.AllocsPerRun(100, func() { c.TLS() }))
 	require.Zero(t, testing.AllocsPerRun(100, func() { _, _ = c.GetCertificate(nil) }))
 	require.Zero(t, testing.AllocsPerRun(100, func() { _, _ = c.GetClientCertificate(nil) }))
+}
+
+func TestAddAndRemoveUnderLoad(t *testing.T) {
+	w := world.New(t)
+	s := w.Stapler()
+	cert := w.Leaf()
+	w.Add(s, cert)
+	config := s.TLSConfig(nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				c, err := s.Add(cert)
+				require.NoError(t, err)
+				require.NotEmpty(t, c.TLS().OCSPStaple)
+				c.Remove()
+			}
+		})
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				got, err := config.GetCertificate(&tls.ClientHelloInfo{ServerName: "www.example.com"})
+				require.NoError(t, err)
+				require.NotEmpty(t, got.OCSPStaple)
+				for c := range s.Certificates() {
+					c.Status()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	require.Len(t, w.Responder.Requests(nil), 1)
 }
 
 func TestTheZeroStapler(t *testing.T) {

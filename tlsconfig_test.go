@@ -1,7 +1,6 @@
 package staple_test
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -333,6 +332,31 @@ func TestOrdinaryHandshakesNeverWait(t *testing.T) {
 	})
 }
 
+func TestNoHandshakeWaitsForTheEngine(t *testing.T) {
+	w := world.New(t)
+	for name, cert := range map[string]tls.Certificate{
+		"stapled":                 w.Leaf(),
+		"that names no responder": w.Leaf(world.Responders()),
+	} {
+		for how, base := range map[string]*tls.Config{
+			"by a callback": {GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }},
+			"of the base":   {Certificates: []tls.Certificate{cert}},
+		} {
+			t.Run("a certificate "+name+" "+how, func(t *testing.T) {
+				s := w.Stapler()
+				config := s.TLSConfig(base)
+				hello := world.Hello(t, w.Client("www.example.com"))
+				_, err := config.GetCertificate(hello)
+				require.NoError(t, err)
+				_ = s.Wait(world.Soon(t))
+				defer s.LockEngine()()
+				_, err = config.GetCertificate(hello) // or this is a deadlock
+				require.NoError(t, err)
+			})
+		}
+	}
+}
+
 func TestAConfigurationThatIsGoneIsNotRefreshed(t *testing.T) {
 	w := world.New(t)
 	s := w.Stapler()
@@ -361,6 +385,20 @@ func TestAConfigurationThatIsGoneIsNotRefreshed(t *testing.T) {
 		return len(slices.Collect(s.Certificates())) == 1
 	}, 10*time.Second, 10*time.Millisecond)
 	runtime.KeepAlive(kept)
+}
+
+func TestConfigurationsThatAreGoneAreForgottenWithoutAnyCertificate(t *testing.T) {
+	w := world.New(t)
+	s := w.Stapler()
+	for range 100 {
+		s.TLSConfig(&tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, nil }})
+	}
+	require.Eventually(t, func() bool {
+		runtime.GC()
+		return s.Released() > 50
+	}, 10*time.Second, 10*time.Millisecond)
+	s.TLSConfig(nil)
+	require.Less(t, s.Released(), 50)
 }
 
 func TestSessionTicketKeysOfGetConfigForClientTakeEffectAtOnce(t *testing.T) {
@@ -442,37 +480,4 @@ func writePair(t *testing.T, cert tls.Certificate) (certFile, keyFile string) {
 	require.NoError(t, os.WriteFile(certFile, chain, 0o600))
 	require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600))
 	return certFile, keyFile
-}
-
-func TestAddAndRemoveUnderLoad(t *testing.T) {
-	w := world.New(t)
-	s := w.Stapler()
-	cert := w.Leaf()
-	w.Add(s, cert)
-	config := s.TLSConfig(nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	var wg sync.WaitGroup
-	for range 4 {
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				c, err := s.Add(cert)
-				require.NoError(t, err)
-				require.NotEmpty(t, c.TLS().OCSPStaple)
-				c.Remove()
-			}
-		})
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				got, err := config.GetCertificate(&tls.ClientHelloInfo{ServerName: "www.example.com"})
-				require.NoError(t, err)
-				require.NotEmpty(t, got.OCSPStaple)
-				for c := range s.Certificates() {
-					c.Status()
-				}
-			}
-		})
-	}
-	wg.Wait()
-	require.Len(t, w.Responder.Requests(nil), 1)
 }

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
-	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/internal/world"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
@@ -49,12 +48,7 @@ func TestAnOutageOfTheCacheCostsALogLineAndNoStaple(t *testing.T) {
 				t.Skip("directories cannot be made read-only on Windows")
 			}
 			if tt.privileged && os.Geteuid() == 0 && !world.IsChild() {
-				cmd := world.Child(t)
-				cmd.Args = append([]string{"setpriv", "--bounding-set=-all"}, append(cmd.Args, "-test.v")...)
-				cmd.Path = peer.Need(t, "setpriv")
-				out, err := cmd.CombinedOutput()
-				require.NoError(t, err, "%s", out)
-				require.Contains(t, string(out), "--- PASS: "+t.Name())
+				world.RequirePass(t, world.Unprivileged(t))
 				return
 			}
 			cache := staple.DirCache(filepath.Join(tt.room(t), "cache"))

@@ -123,7 +123,7 @@ func TestAClockSetBackUnderAStapleThatHasNoResponder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		set := world.SetClock(t)
 		w := world.New(t)
-		cert := w.Leaf(world.LongLived, func(o *stapletest.LeafOptions) { o.Responders = nil })
+		cert := w.Leaf(world.LongLived, world.Responders())
 		w.Responder.Set(nil, stapletest.Answer{Validity: world.Day})
 		cert.OCSPStaple = w.Responder.Response(cert.Leaf)
 		c := w.Add(w.Stapler(), cert)

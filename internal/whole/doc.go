@@ -10,7 +10,10 @@
 //	cache          caches that fail, hang, are slow, or full
 //	dircache, crash, processes
 //	               real processes on one DirCache, many of which are killed
+//	selection      which certificate is served while others come and go, at what cost, and if its staple ends meanwhile
+//	many           certificates without end: what they leave in memory, and goroutines
 //	differential*  what TLSConfig returns against crypto/tls, with configurations and clients drawn by chance
+//	fetch*         responders of CFSSL and OpenSSL; nginx and tinyproxy between a responder and the HTTPFetcher
 //	listener, openssl, close, fips
 //	               real sockets, openssl as CA, responder and client, what is left after Close, and FIPS 140-only mode
 //
@@ -20,6 +23,7 @@
 //	STAPLE_HOSTS=10000 go test ./internal/whole -v -timeout 0 -run DeadHosts # and 20,000
 //	go test ./internal/whole -timeout 0 -run '^TestDifferential$' -pairs 200000 -seed 2
 //	go test ./internal/whole -run '^TestDifferential$' -seed 2 -pair 4711 # one pair, to reproduce a finding
+//	go test ./internal/whole -run '^TestAMillion' -exhaustive # a million certificates in place of 30,000
 //
 // The flags must come after the package's path. With -short or -race the year is a month, and there are
 // fewer certificates. STAPLE_REQUIRE_PEERS=1 makes tests fail that lack a

@@ -2,24 +2,19 @@ package whole
 
 import (
 	"bytes"
-	"context"
 	"crypto"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -34,72 +29,18 @@ import (
 	"github.com/go-staple/staple/internal/ask"
 	"github.com/go-staple/staple/internal/exchange"
 	"github.com/go-staple/staple/internal/peer"
+	"github.com/go-staple/staple/internal/world"
 	"github.com/go-staple/staple/stapletest"
 )
 
-// A peersWorld is a CA with a responder, and what is needed to make Staplers that ask it.
-type peersWorld struct {
-	t         *testing.T
-	ca        *stapletest.CA
-	responder *stapletest.Responder
-}
+var otherCA = sync.OnceValue(func() *stapletest.CA {
+	return stapletest.NewCA(stapletest.CAOptions{Intermediate: true})
+})
 
-var peersCA, otherPeersCA = sync.OnceValue(newPeersCA), sync.OnceValue(newPeersCA)
+// overSockets makes a Stapler fetch as it would without being told how.
+func overSockets(s *staple.Stapler) { s.Fetcher = new(staple.HTTPFetcher) }
 
-func newPeersCA() *stapletest.CA { return stapletest.NewCA(stapletest.CAOptions{Intermediate: true}) }
-
-func newPeersWorld(t *testing.T) *peersWorld {
-	return &peersWorld{t: t, ca: peersCA(), responder: stapletest.NewResponder(peersCA())}
-}
-
-// stapler returns a staple.Stapler that is closed at the end of the test.
-func (w *peersWorld) stapler(edit func(*staple.Stapler)) *staple.Stapler {
-	s := &staple.Stapler{Logger: slog.New(slog.DiscardHandler)}
-	edit(s)
-	w.t.Cleanup(func() { s.Close() })
-	return s
-}
-
-func (w *peersWorld) leaf(edit ...func(*stapletest.LeafOptions)) tls.Certificate {
-	o := stapletest.LeafOptions{Names: []string{"www.example.com"}}
-	for _, f := range edit {
-		f(&o)
-	}
-	return w.ca.Leaf(o)
-}
-
-// add adds cert and waits until it is stapled.
-func (w *peersWorld) add(s *staple.Stapler, cert tls.Certificate) *staple.Certificate {
-	c, err := s.Add(cert)
-	require.NoError(w.t, err)
-	require.NoError(w.t, c.Wait(peersSoon(w.t)))
-	return c
-}
-
-func peersSoon(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-func requirePeersStaple(t *testing.T, c *staple.Certificate, status int) *ocsp.Response {
-	t.Helper()
-	cert, err := c.GetCertificate(nil)
-	require.NoError(t, err)
-	require.NotEmpty(t, cert.OCSPStaple, "no staple")
-	require.Same(t, cert, c.TLS())
-	require.True(t, c.Status().Stapled)
-	issuer, err := x509.ParseCertificate(cert.Certificate[1])
-	require.NoError(t, err)
-	r, _, err := new(staple.ResponseVerifier).Verify(cert.OCSPStaple, cert.Leaf, issuer, time.Now())
-	require.NoError(t, err)
-	require.Equal(t, status, r.Status)
-	return r
-}
-
-func peersCacheKey(leaf *x509.Certificate) string { return fmt.Sprintf("%x", sha256.Sum256(leaf.Raw)) }
-
-func peersPEM(blockType string, der []byte) []byte {
+func inPEM(blockType string, der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: blockType, Bytes: der})
 }
 
@@ -133,42 +74,38 @@ func startPeer(t *testing.T, port, path string, args ...string) {
 	require.FailNow(t, "it does not listen", "%s", cmd)
 }
 
-func writePeersFile(t *testing.T, dir, name string, data []byte) string {
+func writeFile(t *testing.T, dir, name string, data []byte) string {
 	path := filepath.Join(dir, name)
 	require.NoError(t, os.WriteFile(path, data, 0o600))
 	return path
 }
 
-func withPeersResponder(url string) func(*stapletest.LeafOptions) {
-	return func(o *stapletest.LeafOptions) { o.Responders = []string{url} }
-}
-
 // awkwardLeaf returns a leaf whose serial number makes the base64 text of the OCSP request contain
 // "//" and "++".
-func (w *peersWorld) awkwardLeaf(url string) tls.Certificate {
+func awkwardLeaf(w *world.World, url string) tls.Certificate {
 	for i := range 3 {
 		serial := slices.Concat(bytes.Repeat([]byte{1}, i+1), bytes.Repeat([]byte{0xfb, 0xef, 0xbe}, 2), bytes.Repeat([]byte{0xff}, 6))
-		cert := w.leaf(withPeersResponder(url), func(o *stapletest.LeafOptions) { o.Serial = new(big.Int).SetBytes(serial) })
-		der, err := ocsp.CreateRequest(cert.Leaf, w.ca.Issuer, nil)
-		require.NoError(w.t, err)
+		cert := w.Leaf(world.Responders(url), func(o *stapletest.LeafOptions) { o.Serial = new(big.Int).SetBytes(serial) })
+		der, err := ocsp.CreateRequest(cert.Leaf, w.CA.Issuer, nil)
+		require.NoError(w.T, err)
 		base, err := exchange.ParseURL(url)
-		require.NoError(w.t, err)
+		require.NoError(w.T, err)
 		if get := ask.GetURL(base, der); strings.Contains(get, "%2F%2F") && strings.Contains(get, "%2B%2B") {
 			return cert
 		}
 	}
-	require.FailNow(w.t, "no serial number does")
+	require.FailNow(w.T, "no serial number does")
 	return tls.Certificate{}
 }
 
-// A peersRecorder notes what its Transport was asked and what came back, as in "GET 200".
-type peersRecorder struct {
+// A recorder notes what its Transport was asked and what came back, as in "GET 200".
+type recorder struct {
 	*http.Transport
 	mu   sync.Mutex
 	seen []string
 }
 
-func (r *peersRecorder) RoundTrip(req *http.Request) (*http.Response, error) {
+func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := r.Transport.RoundTrip(req)
 	if err == nil {
 		r.mu.Lock()
@@ -179,7 +116,7 @@ func (r *peersRecorder) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // take returns what was seen since the last call.
-func (r *peersRecorder) take() []string {
+func (r *recorder) take() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	seen := r.seen
@@ -187,21 +124,21 @@ func (r *peersRecorder) take() []string {
 	return seen
 }
 
-// recordPeers lets f, the zero value, note its requests, which its Client makes as its own would.
-func recordPeers(t *testing.T, f *staple.HTTPFetcher) *peersRecorder {
+// record lets f, the zero value, note its requests, which its Client makes as its own would.
+func record(t *testing.T, f *staple.HTTPFetcher) *recorder {
 	f.Client = exchange.NewClient(20*time.Second, nil)
-	r := &peersRecorder{Transport: f.Client.Transport.(*http.Transport)}
+	r := &recorder{Transport: f.Client.Transport.(*http.Transport)}
 	f.Client.Transport = r
 	t.Cleanup(r.CloseIdleConnections)
 	return r
 }
 
 // verifiedRequest returns a request about cert, at url, that takes what a Stapler takes.
-func (w *peersWorld) verifiedRequest(cert tls.Certificate, url string) *staple.Request {
+func verifiedRequest(w *world.World, cert tls.Certificate, url string) *staple.Request {
 	leaf := *cert.Leaf
 	leaf.OCSPServer = []string{url}
-	return &staple.Request{Leaf: &leaf, Issuer: w.ca.Issuer, Accept: func(der []byte) error {
-		_, _, err := new(staple.ResponseVerifier).Verify(der, &leaf, w.ca.Issuer, time.Now())
+	return &staple.Request{Leaf: &leaf, Issuer: w.CA.Issuer, Accept: func(der []byte) error {
+		_, _, err := new(staple.ResponseVerifier).Verify(der, &leaf, w.CA.Issuer, time.Now())
 		return err
 	}}
 }
@@ -214,21 +151,21 @@ func unredirected(seen []string) []string {
 
 func TestCFSSLResponder(t *testing.T) {
 	cfssl := peer.Need(t, "cfssl")
-	w := newPeersWorld(t)
+	w := world.New(t)
 	dir := t.TempDir()
 	port := peer.FreePort(t)
 	base := "http://127.0.0.1:" + port
 
 	pemFile := func(name, blockType string, der []byte) string {
-		return writePeersFile(t, dir, name, peersPEM(blockType, der))
+		return writeFile(t, dir, name, inPEM(blockType, der))
 	}
 	keyFile := func(name string, key crypto.Signer) string {
 		der, err := x509.MarshalPKCS8PrivateKey(key)
 		require.NoError(t, err)
 		return pemFile(name, "PRIVATE KEY", der)
 	}
-	ca, caKey := pemFile("ca.pem", "CERTIFICATE", w.ca.Issuer.Raw), keyFile("ca.key", w.ca.Key)
-	delegate := w.ca.Delegate(stapletest.DelegateOptions{})
+	ca, caKey := pemFile("ca.pem", "CERTIFICATE", w.CA.Issuer.Raw), keyFile("ca.key", w.CA.Key)
+	delegate := w.CA.Delegate(stapletest.DelegateOptions{})
 	delegatePEM, delegateKey := pemFile("delegate.pem", "CERTIFICATE", delegate.Certificate.Raw), keyFile("delegate.key", delegate.Key)
 	var responses []string
 	sign := func(cert tls.Certificate, responder, key string, args ...string) {
@@ -241,14 +178,14 @@ func TestCFSSLResponder(t *testing.T) {
 		responses = append(responses, signed.OCSPResponse)
 	}
 	leaf := func(serial string) tls.Certificate {
-		return w.leaf(withPeersResponder(base), func(o *stapletest.LeafOptions) { o.Serial = new(big.Int).SetBytes([]byte(serial)) })
+		return w.Leaf(world.Responders(base), func(o *stapletest.LeafOptions) { o.Serial = new(big.Int).SetBytes([]byte(serial)) })
 	}
-	plain, delegated, revoked, awkward := leaf("plain"), leaf("delegated"), leaf("revoked"), w.awkwardLeaf(base)
+	plain, delegated, revoked, awkward := leaf("plain"), leaf("delegated"), leaf("revoked"), awkwardLeaf(w, base)
 	sign(plain, ca, caKey, "-interval", "48h")
 	sign(awkward, ca, caKey)
 	sign(delegated, delegatePEM, delegateKey)
 	sign(revoked, ca, caKey, "-status", "revoked", "-reason", "1")
-	file := writePeersFile(t, dir, "responses", []byte(strings.Join(responses, "\n")))
+	file := writeFile(t, dir, "responses", []byte(strings.Join(responses, "\n")))
 	startPeer(t, port, cfssl, "ocspserve", "-port", port, "-responses", file)
 
 	refusedGET := []string{"GET 400", "POST 200"} // it takes the slash before the base64 text for a part of it
@@ -270,8 +207,8 @@ func TestCFSSLResponder(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := &staple.HTTPFetcher{Hash: tt.hash}
-			requests := recordPeers(t, f)
-			req := w.verifiedRequest(tt.cert, base+tt.path)
+			requests := record(t, f)
+			req := verifiedRequest(w, tt.cert, base+tt.path)
 			der, err := f.Fetch(t.Context(), req)
 			require.NoError(t, err)
 			seen := requests.take()
@@ -289,76 +226,50 @@ func TestCFSSLResponder(t *testing.T) {
 	}
 	t.Run("a certificate that it does not know is unauthorized, with either hash", func(t *testing.T) {
 		f := new(staple.HTTPFetcher)
-		requests := recordPeers(t, f)
-		_, err := f.Fetch(t.Context(), w.verifiedRequest(leaf("unknown"), base))
+		requests := record(t, f)
+		_, err := f.Fetch(t.Context(), verifiedRequest(w, leaf("unknown"), base))
 		status, ok := errors.AsType[ocsp.ResponseError](err)
 		require.True(t, ok, err)
 		require.Equal(t, ocsp.Unauthorized, status.Status)
 		require.Equal(t, slices.Concat(refusedGET, refusedGET), unredirected(requests.take()))
 	})
 	t.Run("it looks at the serial number alone: the response for another CA's certificate is refused", func(t *testing.T) {
-		other := &peersWorld{t: t, ca: otherPeersCA()}
-		cert := other.leaf(func(o *stapletest.LeafOptions) { o.Serial = plain.Leaf.SerialNumber })
-		_, err := new(staple.HTTPFetcher).Fetch(t.Context(), other.verifiedRequest(cert, base))
+		other := &world.World{T: t, CA: otherCA()}
+		cert := other.Leaf(func(o *stapletest.LeafOptions) { o.Serial = plain.Leaf.SerialNumber })
+		_, err := new(staple.HTTPFetcher).Fetch(t.Context(), verifiedRequest(other, cert, base))
 		refused, ok := errors.AsType[*staple.VerifyError](err)
 		require.True(t, ok, err)
 		require.Equal(t, staple.ReasonWrongCertificate, refused.Reason)
 	})
 	t.Run("it signs from the full hour and for as long as it is told; the file is read once", func(t *testing.T) {
-		c := w.add(w.stapler(func(s *staple.Stapler) { s.Fetcher = new(staple.HTTPFetcher) }), plain)
-		r := requirePeersStaple(t, c, ocsp.Good)
+		c := w.Add(w.Stapler(overSockets), plain)
+		r := world.RequireStaple(t, c, ocsp.Good)
 		require.Equal(t, r.ThisUpdate.Truncate(time.Hour), r.ThisUpdate)
 		require.Equal(t, r.ThisUpdate.Add(48*time.Hour), r.NextUpdate)
 
 		responses = nil
 		sign(plain, ca, caKey, "-interval", "96h")
-		writePeersFile(t, dir, "responses", []byte(responses[0]))
-		require.NoError(t, c.Refresh(peersSoon(t)))
-		require.Equal(t, r.Raw, requirePeersStaple(t, c, ocsp.Good).Raw)
+		writeFile(t, dir, "responses", []byte(responses[0]))
+		require.NoError(t, c.Refresh(world.Soon(t)))
+		require.Equal(t, r.Raw, world.RequireStaple(t, c, ocsp.Good).Raw)
 	})
 }
 
 func TestOpenSSLResponder(t *testing.T) {
-	openssl := peer.Need(t, "openssl")
-	dir := t.TempDir()
-	write := func(name, blockType string, der []byte) string {
-		return writePeersFile(t, dir, name, peersPEM(blockType, der))
-	}
-	key, err := x509.MarshalPKCS8PrivateKey(otherPeersCA().Key)
+	w := walkthrough{peer.Need(t, "openssl"), t.TempDir()}
+	key, err := x509.MarshalPKCS8PrivateKey(otherCA().Key)
 	require.NoError(t, err)
-	ca := write("ca.pem", "CERTIFICATE", otherPeersCA().Issuer.Raw)
-	keyFile := write("ca.key", "PRIVATE KEY", key)
-	known := otherPeersCA().Leaf(stapletest.LeafOptions{})
-	index := filepath.Join(dir, "index.txt")
+	w.write(t, "ca.pem", string(inPEM("CERTIFICATE", otherCA().Issuer.Raw)))
+	w.write(t, "ca.key", string(inPEM("PRIVATE KEY", key)))
+	known := otherCA().Leaf(stapletest.LeafOptions{})
 	serial := fmt.Sprintf("%X", known.Leaf.SerialNumber)
 	if len(serial)%2 == 1 {
 		serial = "0" + serial
 	}
-	require.NoError(t, os.WriteFile(index, fmt.Appendf(nil, "V\t491231235959Z\t\t%s\tunknown\t/CN=localhost\n", serial), 0o600))
-
-	cmd := exec.CommandContext(t.Context(), openssl, "ocsp", "-port", "0", "-index", index, "-CA", ca,
-		"-rsigner", ca, "-rkey", keyFile, "-ndays", "1")
-	out, err := cmd.StdoutPipe()
-	require.NoError(t, err)
-	cmd.Stderr = cmd.Stdout
-	require.NoError(t, cmd.Start())
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	var seen []byte
-	var port []byte
-	for port == nil {
-		chunk := make([]byte, 1024)
-		n, err := out.Read(chunk)
-		require.NoError(t, err, "no port in %q", seen)
-		seen = append(seen, chunk[:n]...)
-		if m := regexp.MustCompile(`ACCEPT \S*:(\d+)[ \n]`).FindSubmatch(seen); m != nil {
-			port = m[1]
-		}
-	}
-	go io.Copy(io.Discard, out)
-	base := fmt.Sprintf("http://127.0.0.1:%s", port)
+	w.write(t, "index.txt", fmt.Sprintf("V\t491231235959Z\t\t%s\tunknown\t/CN=localhost\n", serial))
+	port := peer.FreePort(t)
+	w.respond(t, port, "ca", "-ndays", "1")
+	base := "http://127.0.0.1:" + port
 
 	for _, tt := range []struct {
 		name string
@@ -374,7 +285,7 @@ func TestOpenSSLResponder(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			leaf := *known.Leaf
 			leaf.OCSPServer = []string{tt.url}
-			req := &staple.Request{Leaf: &leaf, Issuer: otherPeersCA().Issuer}
+			req := &staple.Request{Leaf: &leaf, Issuer: otherCA().Issuer}
 			der, err := (&staple.HTTPFetcher{Hash: tt.hash}).Fetch(t.Context(), req)
 			require.NoError(t, err)
 			// x/crypto/ocsp does not take the signer's own certificate, which openssl embeds.
@@ -385,8 +296,8 @@ func TestOpenSSLResponder(t *testing.T) {
 		})
 	}
 	t.Run("a certificate that it does not know", func(t *testing.T) {
-		leaf := otherPeersCA().Leaf(stapletest.LeafOptions{Responders: []string{base}}).Leaf
-		der, err := new(staple.HTTPFetcher).Fetch(t.Context(), &staple.Request{Leaf: leaf, Issuer: otherPeersCA().Issuer})
+		leaf := otherCA().Leaf(stapletest.LeafOptions{Responders: []string{base}}).Leaf
+		der, err := new(staple.HTTPFetcher).Fetch(t.Context(), &staple.Request{Leaf: leaf, Issuer: otherCA().Issuer})
 		require.NoError(t, err)
 		r, err := ocsp.ParseResponse(der, nil)
 		require.NoError(t, err)

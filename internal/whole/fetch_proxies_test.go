@@ -2,7 +2,6 @@ package whole
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -25,6 +23,7 @@ import (
 	"github.com/go-staple/staple"
 	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/internal/testhttp"
+	"github.com/go-staple/staple/internal/world"
 	"github.com/go-staple/staple/stapletest"
 )
 
@@ -57,7 +56,7 @@ http {
 	}
 }
 `, user, port, block)
-	startPeer(t, port, nginx, "-p", dir, "-e", "stderr", "-c", writePeersFile(t, dir, "nginx.conf", []byte(conf)))
+	startPeer(t, port, nginx, "-p", dir, "-e", "stderr", "-c", writeFile(t, dir, "nginx.conf", []byte(conf)))
 	return "http://127.0.0.1:" + port
 }
 
@@ -69,8 +68,8 @@ func methodsAsked(responder *stapletest.Responder) (all []string) {
 }
 
 func TestNginxAsReverseProxy(t *testing.T) {
-	w := newPeersWorld(t)
-	upstream := testhttp.NewServer(t, w.responder)
+	w := world.New(t)
+	upstream := testhttp.NewServer(t, w.Responder)
 	locations := strings.ReplaceAll(`
 		location / { proxy_pass UPSTREAM; }
 		location /whole/ { proxy_pass UPSTREAM; }
@@ -97,14 +96,14 @@ func TestNginxAsReverseProxy(t *testing.T) {
 			{"/post/", []string{"POST"}},
 		} {
 			t.Run("merge_slashes "+slashes+", path "+tt.path, func(t *testing.T) {
-				w.responder.Reset(nil)
-				cert := w.awkwardLeaf(server + tt.path)
-				req := w.verifiedRequest(cert, server+tt.path)
+				w.Responder.Reset(nil)
+				cert := awkwardLeaf(w, server+tt.path)
+				req := verifiedRequest(w, cert, server+tt.path)
 				_, err := new(staple.HTTPFetcher).Fetch(t.Context(), req)
 				require.NoError(t, err)
-				require.Equal(t, tt.asks, methodsAsked(w.responder))
+				require.Equal(t, tt.asks, methodsAsked(w.Responder))
 				if tt.asks[0] == "GET" {
-					asked := w.responder.Requests(nil)[0].URL
+					asked := w.Responder.Requests(nil)[0].URL
 					require.Equal(t, len(tt.asks) == 1, strings.Contains(asked, "%2F%2F"), asked)
 					require.Equal(t, len(tt.asks) > 1 && slashes == "off", strings.Contains(asked[len("http://"):], "//"), asked)
 				}
@@ -114,7 +113,7 @@ func TestNginxAsReverseProxy(t *testing.T) {
 }
 
 func TestNginxAsCache(t *testing.T) {
-	w := newPeersWorld(t)
+	w := world.New(t)
 	server := startNginx(t, strings.ReplaceAll(`
 		proxy_cache ocsp;
 		proxy_cache_valid 200 1h;
@@ -126,7 +125,7 @@ func TestNginxAsCache(t *testing.T) {
 		}
 		location /both/ { proxy_cache_methods GET POST; proxy_cache_key $uri$request_body; proxy_pass UPSTREAM; }
 		location /mixed/ { proxy_cache_methods GET POST; proxy_pass UPSTREAM; }
-`, "UPSTREAM", testhttp.NewServer(t, w.responder)))
+`, "UPSTREAM", testhttp.NewServer(t, w.Responder)))
 
 	// What the cache keeps, what the staple.Stapler holds, and what the responder has by now.
 	expired := stapletest.Answer{Age: 48 * time.Hour, Validity: 24 * time.Hour}
@@ -134,27 +133,27 @@ func TestNginxAsCache(t *testing.T) {
 	held := stapletest.Answer{Age: 2 * time.Hour}
 	fresh := stapletest.Answer{Age: time.Hour}
 	setup := func(t *testing.T, path string, kept stapletest.Answer, post bool) *staple.Certificate {
-		w.responder.Reset(nil)
-		cert := w.leaf(withPeersResponder(server + path))
-		w.responder.Set(nil, kept)
-		prime := &staple.Request{Leaf: cert.Leaf, Issuer: w.ca.Issuer}
+		w.Responder.Reset(nil)
+		cert := w.Leaf(world.Responders(server + path))
+		w.Responder.Set(nil, kept)
+		prime := &staple.Request{Leaf: cert.Leaf, Issuer: w.CA.Issuer}
 		_, err := new(staple.HTTPFetcher).Fetch(t.Context(), prime)
 		require.NoError(t, err)
 		if post {
-			der, err := ocsp.CreateRequest(cert.Leaf, w.ca.Issuer, nil)
+			der, err := ocsp.CreateRequest(cert.Leaf, w.CA.Issuer, nil)
 			require.NoError(t, err)
 			resp, err := http.Post(server+path, "application/ocsp-request", bytes.NewReader(der))
 			require.NoError(t, err)
 			require.NoError(t, resp.Body.Close())
 		}
-		w.responder.Set(nil, held)
+		w.Responder.Set(nil, held)
 		cache := new(staple.MemoryCache)
-		require.NoError(t, cache.Put(t.Context(), peersCacheKey(cert.Leaf), w.responder.Response(cert.Leaf)))
-		w.responder.Reset(nil)
-		w.responder.Set(nil, fresh)
-		c := w.add(w.stapler(func(s *staple.Stapler) { s.Fetcher, s.Cache = new(staple.HTTPFetcher), cache }), cert)
-		requirePeersAge(t, c, held)
-		require.Empty(t, methodsAsked(w.responder))
+		require.NoError(t, cache.Put(t.Context(), world.CacheKey(cert.Leaf), w.Responder.Response(cert.Leaf)))
+		w.Responder.Reset(nil)
+		w.Responder.Set(nil, fresh)
+		c := w.Add(w.Stapler(func(s *staple.Stapler) { s.Fetcher, s.Cache = new(staple.HTTPFetcher), cache }), cert)
+		requireAge(t, c, held)
+		require.Empty(t, methodsAsked(w.Responder))
 		return c
 	}
 	for _, tt := range []struct {
@@ -168,42 +167,42 @@ func TestNginxAsCache(t *testing.T) {
 		for why, kept := range map[string]stapletest.Answer{"an expired response": expired, "one older than the one held": older} {
 			t.Run(why+" from a cache "+tt.name, func(t *testing.T) {
 				c := setup(t, tt.path, kept, false)
-				require.NoError(t, c.Refresh(peersSoon(t)))
-				requirePeersAge(t, c, fresh)
-				require.Equal(t, tt.asks, methodsAsked(w.responder))
+				require.NoError(t, c.Refresh(world.Soon(t)))
+				requireAge(t, c, fresh)
+				require.Equal(t, tt.asks, methodsAsked(w.Responder))
 			})
 		}
 	}
 	t.Run("what no-cache has refreshed is kept for others", func(t *testing.T) {
 		c := setup(t, "/bypass/", expired, false)
-		require.NoError(t, c.Refresh(peersSoon(t)))
-		_, err := new(staple.HTTPFetcher).Fetch(t.Context(), w.verifiedRequest(*c.TLS(), server+"/bypass/"))
+		require.NoError(t, c.Refresh(world.Soon(t)))
+		_, err := new(staple.HTTPFetcher).Fetch(t.Context(), verifiedRequest(w, *c.TLS(), server+"/bypass/"))
 		require.NoError(t, err)
-		require.Equal(t, []string{"GET"}, methodsAsked(w.responder))
+		require.Equal(t, []string{"GET"}, methodsAsked(w.Responder))
 	})
 	t.Run("nothing gets past a cache that has old answers to both; what is held is served on", func(t *testing.T) {
 		c := setup(t, "/both/", expired, true)
-		err := c.Refresh(peersSoon(t))
+		err := c.Refresh(world.Soon(t))
 		refused, ok := errors.AsType[*staple.VerifyError](err)
 		require.True(t, ok, err)
 		require.Equal(t, staple.ReasonExpired, refused.Reason)
-		requirePeersAge(t, c, held)
-		require.Empty(t, methodsAsked(w.responder))
+		requireAge(t, c, held)
+		require.Empty(t, methodsAsked(w.Responder))
 	})
 	t.Run("a cache that mixes up POSTs gives another certificate's response, which is refused", func(t *testing.T) {
 		setup(t, "/mixed/", expired, true)
 		c := setup(t, "/mixed/", expired, false)
-		err := c.Refresh(peersSoon(t))
+		err := c.Refresh(world.Soon(t))
 		require.ErrorContains(t, err, "refused: it is about the certificate with serial")
-		requirePeersAge(t, c, held)
-		require.Empty(t, methodsAsked(w.responder))
+		requireAge(t, c, held)
+		require.Empty(t, methodsAsked(w.Responder))
 	})
 }
 
 // requireAge requires that c's staple is the one that a was the Answer for, a few seconds ago.
-func requirePeersAge(t *testing.T, c *staple.Certificate, a stapletest.Answer) {
+func requireAge(t *testing.T, c *staple.Certificate, a stapletest.Answer) {
 	t.Helper()
-	require.WithinDuration(t, time.Now().Add(-a.Age), requirePeersStaple(t, c, ocsp.Good).ThisUpdate, 30*time.Minute)
+	require.WithinDuration(t, time.Now().Add(-a.Age), world.RequireStaple(t, c, ocsp.Good).ThisUpdate, 30*time.Minute)
 }
 
 // startTinyproxy starts a proxy that knows these hosts to be behind upstream, and reaches others itself.
@@ -215,7 +214,7 @@ func startTinyproxy(t *testing.T, upstream string, hosts ...string) (proxy strin
 	for _, host := range hosts {
 		conf += fmt.Sprintf("Upstream http %s %q\n", strings.TrimPrefix(upstream, "http://"), host)
 	}
-	startPeer(t, port, tinyproxy, "-d", "-c", writePeersFile(t, t.TempDir(), "tinyproxy.conf", []byte(conf)))
+	startPeer(t, port, tinyproxy, "-d", "-c", writeFile(t, t.TempDir(), "tinyproxy.conf", []byte(conf)))
 	return "http://127.0.0.1:" + port
 }
 
@@ -231,104 +230,96 @@ func requireProxied(t *testing.T, responder *stapletest.Responder, method, url s
 }
 
 func TestTinyproxyFromTheEnvironment(t *testing.T) {
-	const asked = "STAPLE_TEST_TINYPROXY"
-	if os.Getenv(asked) == "" { // net/http reads the environment once
+	if !world.IsChild() { // net/http reads the environment once
 		peer.Need(t, "tinyproxy")
-		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-		cmd.Env = append(os.Environ(), asked+"=1")
-		out, err := cmd.CombinedOutput()
-		require.NoError(t, err, "%s", out)
-		require.Contains(t, string(out), "--- PASS: "+t.Name())
+		world.RequirePass(t, world.Child(t))
 		return
 	}
-	w := newPeersWorld(t)
+	w := world.New(t)
 	const name, address = "ocsp.test", "198.51.100.1"
-	proxy := startTinyproxy(t, testhttp.NewServer(t, w.responder), name, address)
+	proxy := startTinyproxy(t, testhttp.NewServer(t, w.Responder), name, address)
 	for _, v := range []string{"HTTP_PROXY", "http_proxy"} {
 		t.Setenv(v, proxy)
 	}
-	cert := w.awkwardLeaf("http://" + name)
+	cert := awkwardLeaf(w, "http://"+name)
 
 	t.Run("a name that only the proxy knows, by GET and POST", func(t *testing.T) {
-		c := w.add(w.stapler(func(s *staple.Stapler) { s.Fetcher = new(staple.HTTPFetcher) }), cert)
-		requirePeersStaple(t, c, ocsp.Good)
-		requireProxied(t, w.responder, http.MethodGet, "http://"+name+":80/M")
+		c := w.Add(w.Stapler(overSockets), cert)
+		world.RequireStaple(t, c, ocsp.Good)
+		requireProxied(t, w.Responder, http.MethodGet, "http://"+name+":80/M")
 
-		_, err := new(staple.HTTPFetcher).Fetch(t.Context(), w.verifiedRequest(cert, "http://"+name+"/path?post"))
+		_, err := new(staple.HTTPFetcher).Fetch(t.Context(), verifiedRequest(w, cert, "http://"+name+"/path?post"))
 		require.NoError(t, err)
-		requireProxied(t, w.responder, http.MethodPost, "http://"+name+":80/path?post")
+		requireProxied(t, w.Responder, http.MethodPost, "http://"+name+":80/path?post")
 	})
 	t.Run("PublicOnly does not use it", func(t *testing.T) {
-		req := w.verifiedRequest(cert, "http://"+address)
+		req := verifiedRequest(w, cert, "http://"+address)
 		_, err := new(staple.HTTPFetcher).Fetch(t.Context(), req)
 		require.NoError(t, err)
-		requireProxied(t, w.responder, http.MethodGet, "http://"+address+":80/M")
+		requireProxied(t, w.Responder, http.MethodGet, "http://"+address+":80/M")
 
-		w.responder.Reset(nil)
+		w.Responder.Reset(nil)
 		_, err = (&staple.HTTPFetcher{PublicOnly: true}).Fetch(t.Context(), req)
 		require.ErrorContains(t, err, address+" is not a globally reachable address")
-		require.Empty(t, methodsAsked(w.responder))
+		require.Empty(t, methodsAsked(w.Responder))
 	})
 }
 
 func TestTinyproxyFromTheClient(t *testing.T) {
-	w := newPeersWorld(t)
-	responder := testhttp.NewServer(t, w.responder)
+	w := world.New(t)
+	responder := testhttp.NewServer(t, w.Responder)
 	proxy, err := url.Parse(startTinyproxy(t, ""))
 	require.NoError(t, err)
 	transport := &http.Transport{Proxy: http.ProxyURL(proxy)}
 	t.Cleanup(transport.CloseIdleConnections)
 	f := &staple.HTTPFetcher{Client: &http.Client{Transport: transport}}
-	cert := w.awkwardLeaf(responder)
+	cert := awkwardLeaf(w, responder)
 
 	t.Run("GET and POST", func(t *testing.T) {
-		_, err := f.Fetch(t.Context(), w.verifiedRequest(cert, responder))
+		_, err := f.Fetch(t.Context(), verifiedRequest(w, cert, responder))
 		require.NoError(t, err)
-		requireProxied(t, w.responder, http.MethodGet, responder+"/M")
-		_, err = f.Fetch(t.Context(), w.verifiedRequest(cert, responder+"?post"))
+		requireProxied(t, w.Responder, http.MethodGet, responder+"/M")
+		_, err = f.Fetch(t.Context(), verifiedRequest(w, cert, responder+"?post"))
 		require.NoError(t, err)
-		requireProxied(t, w.responder, http.MethodPost, responder+"/?post")
+		requireProxied(t, w.Responder, http.MethodPost, responder+"/?post")
 	})
 	t.Run("what it cannot reach is an error with its status", func(t *testing.T) {
-		_, err := f.Fetch(t.Context(), w.verifiedRequest(cert, "http://127.0.0.1:"+peer.FreePort(t)))
+		_, err := f.Fetch(t.Context(), verifiedRequest(w, cert, "http://127.0.0.1:"+peer.FreePort(t)))
 		failed, ok := errors.AsType[*staple.HTTPError](err)
 		require.True(t, ok, err)
 		require.Equal(t, http.StatusInternalServerError, failed.StatusCode)
 	})
 	t.Run("https, by CONNECT", func(t *testing.T) {
-		s := httptest.NewTLSServer(w.responder)
+		s := httptest.NewTLSServer(w.Responder)
 		t.Cleanup(s.Close)
 		transport.TLSClientConfig = &tls.Config{RootCAs: s.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs}
-		_, err := f.Fetch(t.Context(), w.verifiedRequest(cert, s.URL))
+		_, err := f.Fetch(t.Context(), verifiedRequest(w, cert, s.URL))
 		require.NoError(t, err)
 	})
 }
 
 // TestAHungHostCostsOthersNothingOnSockets is TestAHungHostCostsOthersNothing without a synctest bubble.
 func TestAHungHostCostsOthersNothingOnSockets(t *testing.T) {
-	w := newPeersWorld(t)
-	w.responder.Set(nil, stapletest.Answer{Delay: 10 * time.Millisecond})
+	w := world.New(t)
+	w.Responder.Set(nil, stapletest.Answer{Delay: 10 * time.Millisecond})
 	var hung atomic.Int32
 	dead := testhttp.ServeRaw(t, func(conn net.Conn) {
 		hung.Add(1)
 		_, _ = io.Copy(io.Discard, conn)
 	})
-	live := testhttp.NewServer(t, w.responder)
-	s := w.stapler(func(s *staple.Stapler) { s.Fetcher = new(staple.HTTPFetcher) })
-	key := w.leaf().PrivateKey
+	live := testhttp.NewServer(t, w.Responder)
+	s := w.Stapler(overSockets)
+	key := w.Leaf().PrivateKey
 	var certs []tls.Certificate
 	for i := range 1000 {
-		certs = append(certs, w.leaf(func(o *stapletest.LeafOptions) {
-			o.Names, o.Key = []string{fmt.Sprint(i, ".example.com")}, key.(crypto.Signer)
-		},
-			withPeersResponder([]string{dead, live}[i%2])))
+		certs = append(certs, w.Leaf(world.Names(fmt.Sprint(i, ".example.com")), world.SameKey(key), world.Responders([]string{dead, live}[i%2])))
 	}
 	began := time.Now()
 	config := s.TLSConfig(&tls.Config{Certificates: certs})
 	var served int
 	for c := range s.Certificates() {
 		if c.Status().Leaf.OCSPServer[0] == live {
-			require.NoError(t, c.Wait(peersSoon(t)))
+			require.NoError(t, c.Wait(world.Soon(t)))
 			served++
 		}
 	}

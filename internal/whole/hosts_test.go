@@ -32,7 +32,7 @@ func TestAHungHostCostsOthersNothing(t *testing.T) {
 			if i%2 == 1 {
 				url = "http://live.example"
 			}
-			cert := w.Leaf(world.Names(fmt.Sprint(i, ".example.com")), world.SameKey(key), func(o *stapletest.LeafOptions) { o.Responders = []string{url} })
+			cert := w.Leaf(world.Names(fmt.Sprint(i, ".example.com")), world.SameKey(key), world.Responders(url))
 			if i%2 == 0 {
 				w.Responder.Set(cert.Leaf, stapletest.Answer{Hang: true})
 			} else {

@@ -37,7 +37,7 @@ func TestTenProcessesMakeOneRequestForEachCertificate(t *testing.T) {
 	defer server.Close()
 	dir := t.TempDir()
 	for i := range certificates {
-		cert := w.Leaf(world.Names(fmt.Sprint(i, ".example.com")), world.SameKey(w.CA.Key), func(o *stapletest.LeafOptions) { o.Responders = []string{server.URL} })
+		cert := w.Leaf(world.Names(fmt.Sprint(i, ".example.com")), world.SameKey(w.CA.Key), world.Responders(server.URL))
 		var chain []byte
 		for _, der := range cert.Certificate {
 			chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)

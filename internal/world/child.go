@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/go-staple/staple/internal/peer"
 	"github.com/stretchr/testify/require"
 )
 
@@ -20,6 +21,23 @@ func Child(t *testing.T) *exec.Cmd {
 	cmd.Env = append(os.Environ(), childEnv+"=1",
 		"GORACE=atexit_sleep_ms=0 "+os.Getenv("GORACE")) // or each takes a second more
 	return cmd
+}
+
+// Unprivileged returns a command as Child does, in which root has no capabilities: with them it may write anywhere.
+func Unprivileged(t *testing.T) *exec.Cmd {
+	cmd := Child(t)
+	cmd.Args = append([]string{"setpriv", "--bounding-set=-all"}, cmd.Args...)
+	cmd.Path = peer.Need(t, "setpriv")
+	return cmd
+}
+
+// RequirePass runs a command of Child or Unprivileged, and requires that its test passes and is not skipped.
+func RequirePass(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	cmd.Args = append(cmd.Args, "-test.v")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, string(out), "--- PASS: "+t.Name())
 }
 
 // IsChild reports whether this process was started by Child.

@@ -1,6 +1,7 @@
 package world
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -61,4 +62,15 @@ func Connect(t *testing.T, server, client *tls.Config) (clientState, serverState
 		err = errors.Join(err, e)
 	}
 	return c.ConnectionState(), s.ConnectionState(), err
+}
+
+// Hello returns the hello that a client sends.
+func Hello(t *testing.T, client *tls.Config) (hello *tls.ClientHelloInfo) {
+	t.Helper()
+	_, _, err := Connect(t, &tls.Config{GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+		hello = h
+		return nil, context.Canceled
+	}}, client)
+	require.Error(t, err)
+	return hello
 }

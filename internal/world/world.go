@@ -95,6 +95,11 @@ func Names(names ...string) func(*stapletest.LeafOptions) {
 	return func(o *stapletest.LeafOptions) { o.Names = names }
 }
 
+// Responders gives a leaf the URLs of its responders.
+func Responders(urls ...string) func(*stapletest.LeafOptions) {
+	return func(o *stapletest.LeafOptions) { o.Responders = urls }
+}
+
 // SameKey gives a leaf a key that there is already, which saves time.
 func SameKey(key any) func(*stapletest.LeafOptions) {
 	return func(o *stapletest.LeafOptions) { o.Key = key.(crypto.Signer) }
