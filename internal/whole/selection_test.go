@@ -47,8 +47,9 @@ func TestAStapleThatEndsWhileTheCertificateIsChosenIsNotServed(t *testing.T) {
 		require.NotEmpty(t, got.OCSPStaple)
 		require.Equal(t, c.Response(), got.OCSPStaple)
 
+		ended := time.Until(c.Status().Expires) + time.Second // later, Status would notice
 		n := 0
-		asked = func() { n++; setClock(time.Until(c.Status().Expires) + time.Second) }
+		asked = func() { n++; setClock(ended) }
 		got, err = config.GetCertificate(hello)
 		require.NoError(t, err)
 		require.Equal(t, cert.Certificate, got.Certificate)
