@@ -350,7 +350,7 @@ func TestTimeouts(t *testing.T) {
 func TestClientIsUsedWhole(t *testing.T) {
 	responder := stapletest.NewResponder(fetchCA())
 	var hops int
-	var body closeRecorder
+	var body testhttp.Body
 	client := &http.Client{
 		Transport: testhttp.RoundTripper(func(r *http.Request) (*http.Response, error) {
 			if r.URL.Host != "h5.example" {
@@ -374,17 +374,7 @@ func TestClientIsUsedWhole(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, 5, hops)
 	require.False(t, f.MadeClient())
-	require.True(t, body.closed)
-}
-
-type closeRecorder struct {
-	io.ReadCloser
-	closed bool
-}
-
-func (c *closeRecorder) Close() error {
-	c.closed = true
-	return c.ReadCloser.Close()
+	require.True(t, body.Closed)
 }
 
 func TestCloseIdle(t *testing.T) {

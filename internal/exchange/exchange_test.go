@@ -346,20 +346,10 @@ func TestRedirects(t *testing.T) {
 }
 
 func TestAnswerIsClosed(t *testing.T) {
-	body := &closeRecorder{Reader: bytes.NewReader(make([]byte, 1<<20))}
+	body := &testhttp.Body{ReadCloser: io.NopCloser(bytes.NewReader(make([]byte, 1<<20)))}
 	c := Client{Timeout: time.Second, MaxBody: 10, HTTP: &http.Client{Transport: testhttp.RoundTripper(func(r *http.Request) (*http.Response, error) {
 		return &http.Response{StatusCode: 200, Body: body}, nil
 	})}}
 	require.ErrorIs(t, c.Do(t.Context(), http.MethodGet, "http://a.example", nil, http.Header{}).Err, ErrUnusable)
-	require.True(t, body.closed)
-}
-
-type closeRecorder struct {
-	io.Reader
-	closed bool
-}
-
-func (c *closeRecorder) Close() error {
-	c.closed = true
-	return nil
+	require.True(t, body.Closed)
 }

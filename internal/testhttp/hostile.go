@@ -11,8 +11,7 @@ import (
 	"time"
 )
 
-// A Raw handler is what a server does with a connection, having read a request. The connection
-// is closed afterwards.
+// A Raw handler is what a server does with a connection. The connection is closed afterwards.
 type Raw func(conn net.Conn)
 
 // Says returns a handler that sends a text.
@@ -21,18 +20,25 @@ func Says(text string) Raw { return func(conn net.Conn) { io.WriteString(conn, t
 // Hangs sends nothing until the client has closed the connection.
 func Hangs(conn net.Conn) { io.Copy(io.Discard, conn) }
 
-// ServeRaw starts a server, and returns its URL. At the end of the test it waits until every
-// connection is closed.
+// ServeRaw starts a server whose handler begins when something has been read, and returns its URL.
+// At the end of the test it waits until every connection is closed.
 func ServeRaw(t testing.TB, h Raw) (url string) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		var conns sync.WaitGroup
-		defer conns.Wait()
+	t.Cleanup(Serve(l, func(conn net.Conn) {
+		conn.Read(make([]byte, 4096))
+		h(conn)
+	}))
+	return "http://" + l.Addr().String()
+}
+
+// Serve lets h have every connection that comes to l. Stop closes l, and waits until every
+// connection is closed.
+func Serve(l net.Listener, h Raw) (stop func()) {
+	var conns sync.WaitGroup
+	conns.Go(func() {
 		for {
 			conn, err := l.Accept()
 			if err != nil {
@@ -40,16 +46,14 @@ func ServeRaw(t testing.TB, h Raw) (url string) {
 			}
 			conns.Go(func() {
 				defer conn.Close()
-				conn.Read(make([]byte, 4096))
 				h(conn)
 			})
 		}
-	}()
-	t.Cleanup(func() {
-		l.Close()
-		<-done
 	})
-	return "http://" + l.Addr().String()
+	return func() {
+		l.Close()
+		conns.Wait()
+	}
 }
 
 // OK begins an answer whose header goes on.

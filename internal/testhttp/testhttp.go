@@ -95,3 +95,15 @@ type RoundTripper func(*http.Request) (*http.Response, error)
 
 // RoundTrip calls f.
 func (f RoundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// A Body is that of an answer, and tells whether it was closed.
+type Body struct {
+	io.ReadCloser
+	Closed bool
+}
+
+// Close closes it.
+func (b *Body) Close() error {
+	b.Closed = true
+	return b.ReadCloser.Close()
+}

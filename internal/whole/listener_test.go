@@ -6,11 +6,11 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/testhttp"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
@@ -23,27 +23,13 @@ func TestAPlainListenerStaples(t *testing.T) {
 	cert := ca.Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}, MustStaple: true})
 	stapler := &staple.Stapler{
 		Fetcher:       &staple.HTTPFetcher{Client: responder.Client()},
-		Logger:        slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger:        slog.New(slog.DiscardHandler),
 		StapleRevoked: true,
 	}
 	defer stapler.Close()
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", stapler.TLSConfig(&tls.Config{Certificates: []tls.Certificate{cert}}))
 	require.NoError(t, err)
-	var conns sync.WaitGroup
-	defer conns.Wait()
-	defer listener.Close()
-	conns.Go(func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			conns.Go(func() {
-				defer conn.Close()
-				_, _ = io.Copy(conn, conn)
-			})
-		}
-	})
+	defer testhttp.Serve(listener, func(conn net.Conn) { _, _ = io.Copy(conn, conn) })()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	require.NoError(t, stapler.Wait(ctx))

@@ -23,6 +23,7 @@ import (
 
 	"github.com/go-staple/staple"
 	"github.com/go-staple/staple/internal/peer"
+	"github.com/go-staple/staple/internal/testhttp"
 	"github.com/go-staple/staple/internal/world"
 	"github.com/stretchr/testify/require"
 )
@@ -147,27 +148,14 @@ func (w walkthrough) respond(t *testing.T, port, signer string, args ...string) 
 
 // serve serves a chain with TLS, stapled by s, and returns its handle and the address.
 func (w walkthrough) serve(t *testing.T, s *staple.Stapler, chain, key string) (c *staple.Certificate, addr string, stop func()) {
-	s.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+	s.Logger = slog.New(slog.DiscardHandler)
 	cert, err := tls.LoadX509KeyPair(w.path(chain), w.path(key))
 	require.NoError(t, err)
 	l, err := tls.Listen("tcp", "127.0.0.1:0", s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{cert}}))
 	require.NoError(t, err)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				defer conn.Close()
-				_, _ = io.Copy(io.Discard, conn)
-			})
-		}
-	})
+	stopServing := testhttp.Serve(l, testhttp.Hangs)
 	stop = sync.OnceFunc(func() {
-		l.Close()
-		wg.Wait()
+		stopServing()
 		s.Close()
 	})
 	t.Cleanup(stop)
