@@ -12,6 +12,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/go-staple/staple/internal/exchange"
 	"github.com/go-staple/staple/internal/schedule"
@@ -312,4 +313,10 @@ func TestFaultsOfFetchIssuer(t *testing.T) {
 			require.Equal(t, schedule.NoFault, answers[1].Fault)
 		})
 	}
+}
+
+// What a handshake reads of a handle would lie in two cache lines otherwise.
+func TestAHandleTakesOneCacheLine(t *testing.T) {
+	require.LessOrEqual(t, unsafe.Sizeof(Certificate{}), uintptr(64))
+	require.Zero(t, unsafe.Offsetof(Certificate{}.slot))
 }
