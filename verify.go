@@ -81,9 +81,6 @@ type ResponseVerifier struct {
 const (
 	defaultClockSkew = 5 * time.Minute
 	defaultMaxAge    = 24 * time.Hour
-
-	maxSignatureChecks = signer.MaxChecks
-	maxRSABits         = signer.MaxRSABits
 )
 
 // A Reason tells why a response was refused.
