@@ -22,35 +22,35 @@ import (
 
 // An entry is what the engine knows of one leaf, however many handles it has.
 type entry struct {
-	engine     *engine
-	key        [sha256.Size]byte // of the leaf's DER
-	leaf       *x509.Certificate
-	until      int64 // in Unix microseconds: how long handshakes wait for the first round of a Must-Staple certificate, at least
-	unstapled  atomic.Uint64
-	waiting    atomic.Int32 // handshakes that wait for the first round
-	mustStaple bool
+	engine    *engine
+	key       [sha256.Size]byte // of the leaf's DER
+	leaf      *x509.Certificate
+	until     int64 // in Unix microseconds: how long handshakes wait for the first round of a Must-Staple certificate, at least
+	unstapled atomic.Uint64
+	waiting   atomic.Int32 // handshakes that wait for the first round
 
 	issuerKnown atomic.Bool
 	plain       atomic.Bool // there has been a handle whose certificates a callback may return
 	askable     atomic.Bool // there is somebody to ask, as far as is known
 
 	// Guarded by engine.mu.
-	item      schedule.Item
-	handles   []*Certificate // oldest first
-	issuer    *x509.Certificate
-	held      *response          // the newest accepted, also past its end; nil: none yet
-	cancel    context.CancelFunc // of the round under way
-	gone      bool               // no handle is left
-	stored    bool               // the cache has it
-	final     bool               // no further rounds: err tells why
-	forced    bool               // Refresh was called
-	settled   bool               // the first round has ended
-	deferrals uint8              // in a row, because another process had the lock
-	rounds    uint32             // ended
-	failures  int32
-	err       error
-	responder string
-	changed   signal
+	item       schedule.Item
+	handles    []*Certificate // oldest first
+	issuer     *x509.Certificate
+	held       *response          // the newest accepted, also past its end; nil: none yet
+	cancel     context.CancelFunc // of the round under way
+	gone       bool               // no handle is left
+	stored     bool               // the cache has it
+	final      bool               // no further rounds: err tells why
+	forced     bool               // Refresh was called
+	settled    bool               // the first round has ended
+	deferrals  uint8              // in a row, because another process had the lock
+	mustStaple bool               // it never changes, and stands here since there is room for it
+	rounds     uint32             // ended
+	failures   int32
+	err        error
+	responder  string
+	changed    signal
 }
 
 // A response is one that the Verifier accepted. It never changes. Its times are in Unix microseconds.

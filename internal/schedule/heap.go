@@ -16,7 +16,7 @@ type rank struct {
 	class class
 	pos   [orders]int32 // in the heap of each order, from one; 0: not there
 	turn  uint64        // when it came, or was served last
-	age   int64         // when it was asked about last; 0: never
+	age   int64         // when somebody was asked about it last; 0: never
 	end   int64         // of the staple; far: there is none
 	at    int64         // when to look
 }

@@ -40,7 +40,7 @@ func checkStates(s *Schedule, items []*Item) error {
 		case it.state == Idle && it.forced && !it.gone:
 			return fmt.Errorf("item %v is idle although Refresh was called", name(it, i))
 		}
-		if due := it.due; it.state == Scheduled || it.state == Storing && it.then == Scheduled {
+		if due := it.due; !it.gone && (it.state == Scheduled || it.state == Storing && it.then == Scheduled) {
 			h := &it.held
 			switch {
 			case due == far && (h.end == 0 || h.end < it.expires || h.revoked):
@@ -221,7 +221,7 @@ func checkStanding(s *Schedule, items []*Item) error {
 			continue
 		}
 		if can {
-			q = t.above(n)
+			q = n.above(t)
 			if at[q] == nil {
 				at[q] = make(map[*node]bool)
 			}

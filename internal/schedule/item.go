@@ -51,7 +51,6 @@ type Item struct {
 	due     int64
 	expires int64  // the certificate
 	began   start  // its last round
-	asked   int64  // when somebody was asked last; 0: never
 	waits   int64  // until when it waits for its first turn during an authority's pause
 	shared  uint64 // the turn when a round of it failed last through the fault of others; 0: none since it succeeded
 	tries   int32  // rounds in a row that failed, through its own fault
@@ -60,6 +59,7 @@ type Item struct {
 	then    State // what follows Storing
 	queued  queued
 	forced  bool // Refresh was called
+	passed  bool // its last round passed every pause by, because of that
 	peeked  bool // since it was due
 	over    bool // it has expired
 	gone    bool
@@ -81,7 +81,7 @@ const (
 func (it *Item) State() State { return it.state }
 
 // Asked returns when somebody was asked about it last, and zero if nobody was.
-func (it *Item) Asked() time.Time { return timeOf(it.asked) }
+func (it *Item) Asked() time.Time { return timeOf(it.age) }
 
 // Began returns when its last round began, and zero if there was none.
 func (it *Item) Began() time.Time { return timeOf(it.began.at) }
@@ -115,7 +115,7 @@ func (it *Item) urgency(now int64) class {
 	case h.revoked && h.current(now):
 	case h.revoked:
 		return patient
-	case !h.current(now) && it.asked == 0:
+	case !h.current(now) && it.age == 0:
 		return fresh
 	case !h.current(now) && it.fails >= patience:
 		return patient

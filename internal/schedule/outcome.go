@@ -48,7 +48,7 @@ func (s *Schedule) Done(it *Item, o Outcome, now time.Time) {
 		return
 	}
 	if o.Asked {
-		it.asked = it.began.at
+		it.age = it.began.at
 	}
 	if o.Result != Deferred {
 		it.toldFirst = true
@@ -134,9 +134,11 @@ func (t *tree) answered(it *Item, by Source) {
 		t.reroute(it, []Source{by})
 		r = it.route
 	}
-	t.accept(r.nodeOf(by.URL, caLevel), it.began)
-	t.succeed(r.nodeOf(by.URL, urlLevel), it.began)
-	t.succeed(r.nodeOf(by.URL, hostLevel), it.began)
+	ca := r.nodeOf(by.URL, caLevel)
+	ca.pause.refused = nil
+	for n := ca; n != nil; n = n.parent {
+		t.succeed(n, it)
+	}
 }
 
 // blame makes those pause at whose fault a round failed, and reports whether these are others than the
@@ -175,7 +177,7 @@ func (t *tree) blame(it *Item, o Outcome) (shared bool, retryAfter time.Duration
 		if at != nil {
 			it.shared = t.turns
 		}
-		if at != nil && (failed == 0 || at.pause.good <= failed) {
+		if at != nil && (failed == 0 || at.pause.good <= failed || a.Busy && a.RetryAfter == 0) {
 			shared = true
 			t.fail(at, a, it.began)
 		} else { // its own, or else others would not have been lucky since it failed
@@ -184,10 +186,10 @@ func (t *tree) blame(it *Item, o Outcome) (shared bool, retryAfter time.Duration
 			t.refuse(ca, it, a)
 		}
 		if a.Fault < Host {
-			t.succeed(host, it.began)
+			t.succeed(host, it)
 		}
 		if a.Fault < URL {
-			t.succeed(url, it.began)
+			t.succeed(url, it)
 		}
 	}
 	return shared && !own, retryAfter

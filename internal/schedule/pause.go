@@ -108,7 +108,7 @@ func (n *node) opens() int64 {
 		at = min(at, p.failedAt+p.gap)
 	}
 	if p.wanted != 0 {
-		at = min(at, p.wanted)
+		at = min(at, max(p.wanted, p.failedAt+minPause))
 	}
 	asked := p.until
 	if bare > 0 || *w == [classes]int32{} {
@@ -135,9 +135,8 @@ func (n *node) admits(now int64) bool {
 
 // A start is when a request began.
 type start struct {
-	at     int64
-	turn   uint64
-	forced bool // it passed every pause by
+	at   int64
+	turn uint64
 }
 
 // fail notes that a request failed, and that it was n's fault.
@@ -185,9 +184,9 @@ func (t *tree) pause(n *node, began int64, useless bool, err error) {
 	}
 }
 
-// want lets a request through whatever pauses, since the staple of it has just ended: this is its last try.
-func (t *tree) want(it *Item) {
-	for _, end := range it.route.ends {
+// ended notes that a staple of one that takes r has just ended: it is asked about now, unless a Retry-After forbids it.
+func (t *tree) ended(r *route) {
+	for _, end := range r.ends {
 		for n := end.parent; n != nil; n = n.parent {
 			n.pause.wanted = t.now
 		}
@@ -195,13 +194,14 @@ func (t *tree) want(it *Item) {
 	}
 }
 
-// succeed notes that a request showed that nothing is wrong with n.
-func (t *tree) succeed(n *node, began start) {
+// succeed notes that a request about it showed that nothing is wrong with n.
+func (t *tree) succeed(n *node, it *Item) {
+	began := it.began
 	p := &n.pause
 	p.good = max(p.good, began.turn)
 	switch p.state {
 	case paused:
-		if p.until > t.now && (began.forced || began.turn <= p.failed) {
+		if p.until > t.now && (it.passed || began.turn <= p.failed) {
 			return // it asked others to come later
 		}
 		t.recover(n, 2)
@@ -229,12 +229,6 @@ func (t *tree) recover(n *node, window int32) {
 	if window >= t.share {
 		p.state = open
 	}
-}
-
-// accept notes an answer from n, an authority at a URL, that was taken.
-func (t *tree) accept(n *node, began start) {
-	n.pause.refused = nil
-	t.succeed(n, began)
 }
 
 // refuse notes that n, an authority at a URL, gave no answer about it that is of use, but perhaps another one.

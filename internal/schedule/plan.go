@@ -110,7 +110,7 @@ func (it *Item) refresh(now int64, c chance) int64 {
 func (it *Item) unchanged(now int64, c chance) int64 {
 	h := &it.held
 	if !h.current(now) {
-		return now + minPause
+		return now + it.bare(now, c)
 	}
 	most := maxUnchanged
 	if h.revoked {
@@ -141,7 +141,7 @@ func (it *Item) retry(retryAfter time.Duration, now int64, c chance) int64 {
 	case h.current(now):
 		pause = max(c.backoff(it.tries, min(maxBackoff, h.patience(now)/4)), h.minPause())
 	case h.end > 0:
-		pause = c.ladder(now - h.end)
+		pause = it.bare(now, c)
 	case it.tries < fewRetries:
 		pause = c.backoff(it.tries, maxBare)
 	default:
@@ -151,6 +151,15 @@ func (it *Item) retry(retryAfter time.Duration, now int64, c chance) int64 {
 		pause = max(min(asked+c.jitter(asked/10), h.patience(now)), pause)
 	}
 	return it.clip(now+pause, now)
+}
+
+// bare returns how long to wait for the next round about one whose staple has ended: a round that began before
+// that was not the last try yet.
+func (it *Item) bare(now int64, c chance) int64 {
+	if it.began.at < it.held.end || it.held.end == 0 {
+		return minPause
+	}
+	return c.ladder(now - it.held.end)
 }
 
 // A chance returns a random number below n.

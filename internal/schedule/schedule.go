@@ -224,8 +224,8 @@ func (s *Schedule) look(it *Item) {
 		kind := StapleEnding
 		if h.stage == moments {
 			kind = StapleEnded
-			if it.state != Idle && !it.over {
-				s.tree.want(it)
+			if it.state != Idle && !it.over && !h.revoked {
+				s.tree.ended(it.route)
 			}
 		}
 		if !h.quiet {
@@ -305,7 +305,6 @@ func (s *Schedule) comeDue(it *Item) {
 func (s *Schedule) wait(it *Item) {
 	it.state, it.queued = Waiting, inRoute
 	it.class = it.urgency(s.tree.now)
-	it.age = it.asked
 	it.rank.end = far
 	if it.held.current(s.tree.now) {
 		it.rank.end = it.held.end
@@ -336,11 +335,16 @@ func (s *Schedule) Next(now time.Time) (*Item, Task) {
 	}
 	task := Ask
 	it, end := s.tree.nextAsked()
-	if it == nil {
-		if it = s.peek(); it != nil {
-			task = Peek
+	for it == nil && len(s.peeking) > 0 && s.peekers < int(s.tree.share) {
+		if first := s.peeking[0]; first.queued == inPeeks && !first.gone {
+			it, task = first, Peek
+			it.peeked = true
 			s.peekers++
-		} else if it, end = s.tree.next(); it == nil {
+		}
+		s.peeking = s.peeking[1:]
+	}
+	if it == nil {
+		if it, end = s.tree.next(); it == nil {
 			return nil, Nothing
 		}
 	}
@@ -348,22 +352,10 @@ func (s *Schedule) Next(now time.Time) (*Item, Task) {
 	if end != nil {
 		s.tree.occupy(end, 1)
 	}
-	it.began = start{s.tree.now, s.tree.turns, it.forced}
+	it.began, it.passed = start{s.tree.now, s.tree.turns}, it.forced
 	s.working++
 	s.watch(it)
 	return it, task
-}
-
-func (s *Schedule) peek() *Item {
-	for len(s.peeking) > 0 && s.peekers < int(s.tree.share) {
-		it := s.peeking[0]
-		s.peeking = s.peeking[1:]
-		if it.queued == inPeeks && !it.gone {
-			it.peeked = true
-			return it
-		}
-	}
-	return nil
 }
 
 // Notices returns what there is to tell, and forgets it.
@@ -420,7 +412,7 @@ func (s *Schedule) Step(items iter.Seq[*Item], now time.Time) {
 		if it.gone {
 			continue
 		}
-		it.asked, it.began.at = min(it.asked, t.now), min(it.began.at, t.now)
+		it.age, it.began.at = min(it.age, t.now), min(it.began.at, t.now)
 		h := &it.held
 		for h.stage > 0 && h.moment(h.stage-1) > t.now {
 			h.stage--

@@ -168,7 +168,7 @@ func (t *tree) count(r *route, c class, d int32) {
 // settle puts n, and all above it, where they belong after a change of n.
 func (t *tree) settle(n *node) {
 	for ; n != nil; n = n.parent {
-		q := t.above(n)
+		q := n.above(t)
 		switch {
 		case n.level == routeLevel && n.route.items.len() > 0:
 			n.route.items.lead(&n.rank)
@@ -193,7 +193,7 @@ func (t *tree) settle(n *node) {
 }
 
 // above returns the queue in which n stands while somebody can be asked there.
-func (t *tree) above(n *node) *queue[*node] {
+func (n *node) above(t *tree) *queue[*node] {
 	switch {
 	case n.level != hostLevel:
 		return &n.parent.queue
