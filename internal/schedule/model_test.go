@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	sequences = flag.Int("sequences", 1000, "how many sequences of operations TestModel does at least")
+	sequences = flag.Int("sequences", 500, "how many sequences of operations TestModel does at least")
 	minutes   = flag.Int("minutes", 0, "for how long TestModel goes on with more of them")
 	seedFlag  = flag.Uint64("seed", 0, "the only sequence that TestModel does, as it printed it")
 )

@@ -412,6 +412,7 @@ func (s *Schedule) Step(items iter.Seq[*Item], now time.Time) {
 		if it.gone {
 			continue
 		}
+		s.release(it.cohort)
 		it.age, it.began.at = min(it.age, t.now), min(it.began.at, t.now)
 		h := &it.held
 		for h.stage > 0 && h.moment(h.stage-1) > t.now {
@@ -425,7 +426,7 @@ func (s *Schedule) Step(items iter.Seq[*Item], now time.Time) {
 		case it.over && t.now < it.expires:
 			it.over = false
 			s.Start(it, now)
-		case it.state == Following, it.queued == inRoute:
+		case it.queued == inRoute:
 			s.withdraw(it)
 			s.wait(it)
 		case state == Scheduled && (it.forced || it.tries > 0 || h.end == 0):

@@ -36,10 +36,9 @@ type sim struct {
 	tasks   map[*Item]Task
 	forever map[*Item]bool // nobody is to be asked about it: Idle for good
 	weather map[Source]Fault
-	workers int
-	peeks   bool
+	naive   *naive
 	log     []string
-	looks   int
+	err     error // the first fault
 }
 
 var errTest = errors.New("test")
@@ -49,10 +48,10 @@ const epoch = int64(1767225600) * second // 2026-01-01
 func newSim(c choices, seed uint64) *sim {
 	m := &sim{choices: c, now: epoch, tasks: make(map[*Item]Task), forever: make(map[*Item]bool),
 		weather: make(map[Source]Fault)}
-	m.workers = []int{1, 2, 3, 5, 16}[c.upTo(5)]
-	m.peeks = c.upTo(3) == 0
-	r := rand.New(rand.NewPCG(seed, 1))
-	m.Schedule = New(m.workers, r.Int64N, m.peeks)
+	workers, peeks := []int{1, 2, 3, 5, 16}[c.upTo(5)], c.upTo(3) == 0
+	m.Schedule = New(workers, rand.New(rand.NewPCG(seed, 1)).Int64N, peeks)
+	m.naive = newNaive(m.Schedule, peeks)
+	m.note("%d workers, they peek: %v", workers, peeks)
 	return m
 }
 
@@ -97,35 +96,39 @@ func (m *sim) number(it *Item) int { return it.Owner.(int) }
 
 // run does a sequence, and returns what was wrong.
 func (m *sim) run() error {
-	for m.more() {
-		if err := m.step(); err != nil {
-			return err
+	for m.more() && m.err == nil {
+		m.operate()
+		if m.upTo(8) > 0 {
+			m.look()
 		}
 	}
-	return m.heal()
+	m.heal()
+	return m.err
 }
 
-// step does one operation and what a driver does after each.
-func (m *sim) step() error {
-	m.operate()
-	return m.attend(m.upTo(8) > 0)
-}
-
-// attend does what a driver does after each operation; it may come late with looking.
-func (m *sim) attend(look bool) error {
-	m.Notices()
-	if look {
-		if at := m.When(); !at.IsZero() && !at.After(m.at()) {
-			m.looks++
-			m.Look(m.at())
-			m.Notices()
-			if at := m.When(); !at.IsZero() && !at.After(m.at()) {
-				return fmt.Errorf("no progress: after a look there is to be a look at %v", at)
-			}
-		}
+// do does one call of the schedule, and looks whether all is well.
+func (m *sim) do(call func(), naive func(*naive), format string, args ...any) {
+	if m.err != nil {
+		return
+	}
+	m.note(format, args...)
+	m.naive.begin(m.now)
+	call()
+	naive(m.naive)
+	if m.err = m.naive.compare(m.Notices()); m.err == nil {
+		m.err = invariants(m.Schedule, m.all)
 	}
 	m.all = slices.DeleteFunc(m.all, func(it *Item) bool { return it.gone && it.state == Idle })
-	return invariants(m.Schedule, m.all)
+}
+
+// look looks if it is time, as a driver does after each operation, if not always at once.
+func (m *sim) look() {
+	if at := m.When(); m.err == nil && !at.IsZero() && !at.After(m.at()) {
+		m.do(func() { m.Look(m.at()) }, (*naive).look, "Look")
+		if at := m.When(); m.err == nil && !at.IsZero() && !at.After(m.at()) {
+			m.err = fmt.Errorf("no progress: after a look there is to be a look at %v", at)
+		}
+	}
 }
 
 func (m *sim) operate() {
@@ -146,9 +149,7 @@ func (m *sim) operate() {
 		}
 	case 3:
 		if it := one(m.items); it != nil {
-			m.note("Start %d", m.number(it))
-			delete(m.forever, it)
-			m.Start(it, m.at())
+			m.start(it)
 		}
 	case 4:
 		if it := one(m.items); it != nil {
@@ -156,18 +157,20 @@ func (m *sim) operate() {
 		}
 	case 5:
 		if it := one(m.items); it != nil && m.upTo(4) == 0 {
-			m.note("Rest %d", m.number(it))
 			m.forever[it] = true
-			m.Rest(it, m.at())
+			m.do(func() { m.Rest(it, m.at()) }, func(n *naive) {
+				if e := n.of(it); e.state != Working {
+					e.told = true
+					n.rest(e)
+				}
+			}, "Rest %d", m.number(it))
 		}
 	case 6:
 		if it := one(m.items); it != nil {
-			m.note("Refresh %d", m.number(it))
-			m.Refresh(it, m.at())
+			m.do(func() { m.Refresh(it, m.at()) }, func(n *naive) { n.refreshNow(n.of(it)) }, "Refresh %d", m.number(it))
 		}
 	case 7:
-		m.note("Look")
-		m.Look(m.at())
+		m.do(func() { m.Look(m.at()) }, (*naive).look, "Look")
 	case 8, 9, 10:
 		m.next()
 	case 11, 12:
@@ -182,7 +185,7 @@ func (m *sim) operate() {
 			m.free(it)
 		}
 	case 18: // all at once
-		for len(m.working) > 0 {
+		for len(m.working) > 0 && m.err == nil {
 			it := m.working[0]
 			m.done(it, m.outcome(it))
 			m.free(it)
@@ -198,8 +201,7 @@ func (m *sim) operate() {
 	case 22:
 		if m.upTo(4) == 0 {
 			m.now = max(m.now+[]int64{-5 * day, -day, -hour, -minute, -6 * second, 6 * second, minute, hour, day, 5 * day}[m.upTo(10)], second)
-			m.note("the clock is set")
-			m.Step(slices.Values(m.items), m.at())
+			m.do(func() { m.Step(slices.Values(m.items), m.at()) }, (*naive).step, "the clock is set")
 		}
 	case 23:
 		scope := Source{Host: fmt.Sprint("h", m.upTo(3))}
@@ -223,24 +225,27 @@ func (m *sim) add() {
 	}
 	ca := fmt.Sprint("ca", m.upTo(3))
 	expires := m.now + []int64{hour, 10 * day, 1000 * day, 1000 * day, 1000 * day}[m.upTo(5)]
-	m.note("Add %d %s %v expires %d", m.number(it), ca, at, (expires-m.now)/second)
-	m.Add(it, ca, at, time.UnixMicro(expires))
 	m.items = append(m.items, it)
 	m.all = append(m.all, it)
+	m.do(func() { m.Add(it, ca, at, time.UnixMicro(expires)) }, func(n *naive) { n.add(it, ca, at, expires) },
+		"Add %d %s %v, expires in %v", m.number(it), ca, at, time.Duration(expires-m.now)*time.Microsecond)
 	switch m.upTo(8) {
 	case 0: // left alone
 	case 1:
 		m.hold(it, m.held(it))
 		fallthrough
 	default:
-		m.note("Start %d", m.number(it))
-		m.Start(it, m.at())
+		m.start(it)
 	}
 }
 
+func (m *sim) start(it *Item) {
+	delete(m.forever, it)
+	m.do(func() { m.Start(it, m.at()) }, func(n *naive) { n.start(n.of(it)) }, "Start %d", m.number(it))
+}
+
 func (m *sim) remove(it *Item) {
-	m.note("Remove %d", m.number(it))
-	m.Remove(it, m.at())
+	m.do(func() { m.Remove(it, m.at()) }, func(n *naive) { n.remove(it) }, "Remove %d", m.number(it))
 	m.items = slices.DeleteFunc(m.items, func(o *Item) bool { return o == it })
 }
 
@@ -258,32 +263,36 @@ func (m *sim) held(it *Item) Held {
 }
 
 func (m *sim) hold(it *Item, h Held) {
-	m.note("Hold %d: %s", m.number(it), brief(Outcome{Held: h}))
-	m.Hold(it, h, m.at())
+	m.do(func() { m.Hold(it, h, m.at()) }, func(n *naive) { n.hold(n.of(it), h) }, "Hold %d: %s", m.number(it), brief(Outcome{Held: h}))
 }
 
 func (m *sim) next() bool {
-	it, task := m.Next(m.at())
+	var it *Item
+	var task Task
+	inTime := looked(m.Schedule, m.now)
+	m.do(func() {
+		if it, task = m.Next(m.at()); task != Nothing {
+			m.note("%d, task %d", m.number(it), task)
+		}
+	}, func(n *naive) { n.next(it, task, inTime) }, "Next")
 	if task == Nothing {
 		return false
 	}
-	m.note("Next: %d, task %d", m.number(it), task)
 	m.working = append(m.working, it)
 	m.tasks[it] = task
-	return true
+	return m.err == nil
 }
 
 func (m *sim) done(it *Item, o Outcome) {
-	m.note("Done %d: %s", m.number(it), brief(o))
-	m.Done(it, o, m.at())
 	m.working = slices.DeleteFunc(m.working, func(o *Item) bool { return o == it })
 	m.storing = append(m.storing, it)
+	inCohort := it.cohort != nil
+	m.do(func() { m.Done(it, o, m.at()) }, func(n *naive) { n.done(n.of(it), o, inCohort) }, "Done %d: %s", m.number(it), brief(o))
 }
 
 func (m *sim) free(it *Item) {
-	m.note("Free %d", m.number(it))
-	m.Free(it, m.at())
 	m.storing = slices.DeleteFunc(m.storing, func(o *Item) bool { return o == it })
+	m.do(func() { m.Free(it, m.at()) }, func(n *naive) { n.free(n.of(it)) }, "Free %d", m.number(it))
 }
 
 // outcome makes up what came of a round.
@@ -353,57 +362,49 @@ func (m *sim) answerer(it *Item) Source {
 	return Source{it.route.ends[i].host().key.url, it.route.urls[i]}
 }
 
-// heal lets everybody answer well, and looks whether everything is stapled after some hours.
-func (m *sim) heal() error {
+// heal lets everybody answer well, and looks whether everything is stapled after some hours, and nothing is left
+// when all are removed.
+func (m *sim) heal() {
 	m.note("all is well from now on")
-	for _, it := range slices.Clone(m.items) {
+	for _, it := range m.items {
 		if it.state == Idle && !m.forever[it] {
-			m.Start(it, m.at())
+			m.start(it)
 		}
 	}
-	for _, it := range slices.Clone(m.storing) {
-		m.free(it)
+	for len(m.storing) > 0 {
+		m.free(m.storing[0])
 	}
 	end := m.now + 5*hour
-	for turns := 0; ; turns++ {
-		if err := m.attend(true); err != nil {
-			return err
-		}
+	for looks := 0; m.err == nil && m.now <= end; looks++ {
+		m.look()
 		for m.next() {
 		}
-		if turns > 100_000 {
-			return errors.New("this does not end")
+		if looks > 10_000 {
+			m.err = errors.New("this does not end")
 		}
-		switch at := m.When(); {
-		case len(m.working) > 0:
+		if len(m.working) > 0 {
 			it := m.working[0]
 			m.now += 50_000
 			h := Held{ThisUpdate: m.at(), Until: time.UnixMicro(m.now + 7*day), End: time.UnixMicro(min(m.now+7*day, it.expires))}
-			m.done(it, Outcome{Result: Newer, Asked: true, Held: h})
+			m.done(it, Outcome{Result: Newer, Asked: m.tasks[it] == Ask, Held: h})
 			m.free(it)
-			continue
-		case at.IsZero(), at.UnixMicro() > end:
-		default:
+		} else if at := m.When(); !at.IsZero() {
 			m.now = max(at.UnixMicro(), m.now)
-			continue
+		} else {
+			break
 		}
-		break
 	}
 	for _, it := range m.items {
-		if h := &it.held; !m.forever[it] && it.expires > m.now && (h.end <= m.now || it.state != Scheduled && it.state != Waiting) {
-			return fmt.Errorf("item %d has no staple, and is %v", m.number(it), it.state)
+		if h := &it.held; !m.forever[it] && it.expires > m.now && (h.end <= m.now || it.state != Scheduled && it.state != Waiting) && m.err == nil {
+			m.err = fmt.Errorf("item %d has no staple, and is %v", m.number(it), it.state)
 		}
 	}
 	for len(m.items) > 0 {
 		m.remove(m.items[0])
 	}
 	m.now += hour + 1
-	m.Look(m.at())
-	if err := m.attend(true); err != nil {
-		return err
+	m.look()
+	if n, r := len(m.tree.nodes), len(m.tree.routes); n+r > 0 && m.err == nil {
+		m.err = fmt.Errorf("%d nodes and %d routes are left", n, r)
 	}
-	if n, r := len(m.tree.nodes), len(m.tree.routes); n+r > 0 {
-		return fmt.Errorf("%d nodes and %d routes are left", n, r)
-	}
-	return nil
 }

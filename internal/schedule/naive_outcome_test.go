@@ -1,0 +1,344 @@
+package schedule
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+func (n *naive) fault(format string, args ...any) {
+	if n.err == nil {
+		n.err = fmt.Errorf(format, args...)
+	}
+}
+
+// A span is when something may be due.
+type span struct{ from, to int64 }
+
+func (n *naive) after(least, most int64) span { return span{n.now + least, n.now + most} }
+
+// dueIn takes over when it is due, which has to be within one of some spans, or at the end of its staple if that
+// comes first, or never if its certificate ends with that.
+func (n *naive) dueIn(e *entry, spans ...span) int64 {
+	for i, w := range spans {
+		if n.current(e) && !e.held.revoked {
+			last := e.held.end
+			if e.held.end >= e.expires {
+				last = far
+			}
+			if w.from >= e.held.end {
+				w.from = last
+			}
+			if w.to >= e.held.end {
+				w.to = last
+			}
+		}
+		if e.it.due >= w.from-1 && e.it.due <= w.to+1 {
+			return e.it.due
+		}
+		spans[i] = span{(w.from - n.now) / second, (w.to - n.now) / second}
+	}
+	n.fault("item %v is due in %d s instead of %v", name(e.it, 0), (e.it.due-n.now)/second, spans)
+	return e.it.due
+}
+
+// refresh: half of the validity, give or take a tenth of it, four days at most; what is revoked within the hour.
+func (n *naive) refresh(e *entry) span {
+	half := (e.held.until - e.held.start) / 2
+	w := span{max(e.held.start+min(half, 4*day)*9/10, n.now), max(e.held.start+min(half*11/10, 4*day), n.now)}
+	w.from -= 10 // it rounds otherwise
+	if e.held.revoked {
+		w = span{max(min(w.from, n.now+45*minute), n.now), max(min(w.to, n.now+hour), n.now)}
+	}
+	return w
+}
+
+// pause is the least between two rounds while a staple is held.
+func (e *entry) pause() int64 { return max(min((e.held.until-e.held.start)/1000, 10*minute), second) }
+
+// unchanged: half of what is left, a day at most, and an hour for what is revoked.
+func (n *naive) unchanged(e *entry) span {
+	if !n.current(e) {
+		return n.bare(e)
+	}
+	most := day
+	if e.held.revoked {
+		most = hour
+	}
+	half := min((e.held.end-n.now)/2, most)
+	return n.after(max(half*9/10-1, e.pause()), max(half, e.pause()))
+}
+
+// bare: every few seconds at first, from the end on.
+func (n *naive) bare(e *entry) span {
+	outage := n.now - e.held.end
+	switch {
+	case e.held.end == 0 || e.began < e.held.end:
+		return n.after(second, second)
+	case outage < day:
+		most := min(4*second+outage/10, 5*minute)
+		return n.after(most/2, most)
+	}
+	return n.after(hour/2, hour)
+}
+
+// retry: exponentially, with full jitter, clamped; a longer Retry-After wins, up to half of what is left, or an hour.
+func (n *naive) retry(e *entry, retryAfter time.Duration) span {
+	var w span
+	growing := min(10*second<<min(e.tries-1, 20), hour)
+	patience := hour
+	switch {
+	case n.current(e):
+		patience = (e.held.end - n.now) / 2
+		w = n.after(e.pause(), max(min(growing, patience/4), e.pause()))
+	case e.held.end > 0:
+		w = n.bare(e)
+	case e.tries < 50:
+		w = n.after(second, max(min(growing, 10*minute), second))
+	default:
+		w = n.after(second, growing)
+	}
+	asked := retryAfter.Microseconds()
+	return span{max(w.from, n.now+min(asked, patience)), max(w.to, n.now+min(asked*11/10, patience))}
+}
+
+// done is what came of a round, before which it was in a cohort or not.
+func (n *naive) done(e *entry, o Outcome, inCohort bool) {
+	old, was := e.held, e.name()
+	wasRoute := e.at
+	e.state, e.then = Storing, Idle
+	if e.it.gone {
+		return
+	}
+	if o.Asked {
+		e.askedAt = e.began
+	}
+	if o.Result != Deferred {
+		e.told, e.forced, e.peeked = true, false, false
+	}
+	shared, retryAfter := false, o.RetryAfter
+	switch o.Result {
+	case Newer, Unchanged:
+		if o.Asked {
+			n.answered(e, o.By)
+		}
+		e.tries, e.fails, e.shared = 0, 0, 0
+	case Failed:
+		e.fails++
+		if o.Asked {
+			shared, retryAfter = n.blame(e, o)
+		}
+	}
+	e.then = Scheduled
+	switch {
+	case e.over, o.Result == Final:
+		e.then, e.forced = Idle, false
+		return
+	case o.Result == Newer:
+		n.take(e, o.Held)
+		moved := e.at
+		e.at = wasRoute // of those who took the same one
+		n.follow(e, old)
+		e.at = moved
+		w := n.refresh(e)
+		if w.from > n.now || !o.Asked {
+			e.due = n.dueIn(e, w)
+		} else { // it is what there is: not to be asked for again at once
+			e.due = n.dueIn(e, span{n.now + 2, w.to}, n.unchanged(e))
+		}
+		return
+	case o.Result == Unchanged:
+		e.due = n.unchangedDue(e, inCohort)
+	case o.Result == Deferred:
+		until := max(o.Until.UnixMicro(), 1)
+		e.due = n.dueIn(e, span{until, until})
+		return
+	case shared:
+		e.then = Waiting
+	default:
+		e.tries++
+		e.due = e.it.due
+		if !inCohort {
+			e.due = n.dueIn(e, n.retry(e, retryAfter))
+		}
+	}
+	if inCohort && was == e.name() && e.it.then == Following {
+		e.then = Following // another one leads
+	}
+}
+
+func (n *naive) unchangedDue(e *entry, inCohort bool) int64 {
+	if inCohort {
+		return e.it.due
+	}
+	return n.dueIn(e, n.unchanged(e))
+}
+
+// answered: whoever answered is well, and its host and URL with it.
+func (n *naive) answered(e *entry, by Source) {
+	if by.URL == "" {
+		by = e.at[0]
+	} else if i := slices.IndexFunc(e.at, func(u Source) bool { return u.URL == by.URL }); i >= 0 {
+		by = e.at[i]
+	} else {
+		e.route([]Source{by})
+	}
+	ca := n.trouble(scope{by.Host, "u" + by.URL, e.ca, ""})
+	ca.refused, ca.unknown = nil, 0
+	for _, sc := range []scope{{host: by.Host}, {host: by.Host, url: "u" + by.URL}, {by.Host, "u" + by.URL, e.ca, ""}} {
+		n.succeed(n.trouble(sc), e)
+	}
+}
+
+// succeed: the pause is over, and the number in flight doubles.
+func (n *naive) succeed(t *trouble, e *entry) {
+	t.goodOp = max(t.goodOp, e.beganOp)
+	switch {
+	case t.state == paused && t.until > n.now && (e.passed || e.beganOp <= t.failedOp): // it asked others to come later
+	case t.state == paused:
+		n.recover(t, 2)
+	case t.state == recovering:
+		if t.window < t.ceiling {
+			t.window = min(2*t.window, t.ceiling)
+		} else {
+			t.window++
+		}
+		if t.window >= n.share {
+			t.state = open
+		}
+	}
+}
+
+func (n *naive) recover(t *trouble, window int) {
+	t.state, t.window, t.failures, t.until = recovering, window, 0, 0
+	if window >= n.share {
+		t.state = open
+	}
+}
+
+// fail: one failure, however many requests were in flight.
+func (n *naive) fail(t *trouble, e *entry, retryAfter time.Duration, useless bool, real *pause) {
+	if t.state != paused {
+		t.since, t.failures, t.gap, t.ceiling, t.wanted = e.began, 0, second/16, n.share, 0
+		n.began = true
+	}
+	t.state, t.useless = paused, useless
+	t.lasted = max(e.began-t.since, 0)
+	if e.began >= t.wanted {
+		t.wanted = 0
+	}
+	t.gap = min(2*t.gap, second)
+	t.failures++
+	t.failedAt, t.failedOp = n.now, n.op
+	if t.part = real.part; t.part < 0.5 || t.part > 1 {
+		n.fault("%v of the interval", t.part)
+	}
+	t.until = 0
+	if retryAfter > 0 {
+		least := n.now + retryAfter.Microseconds()
+		if t.until = real.until; t.until < least || t.until > least+retryAfter.Microseconds()/10+1 {
+			n.fault("a pause of %v for a Retry-After of %v", t.until-n.now, retryAfter)
+		}
+	}
+}
+
+// blame: each of those at fault pauses alone.
+func (n *naive) blame(e *entry, o Outcome) (shared bool, retryAfter time.Duration) {
+	answers := o.Answers
+	if len(answers) == 0 {
+		answers = []Answer{{Fault: Certificate}}
+	}
+	var at []Source
+	known := true
+	for _, a := range answers {
+		at = append(at, a.Source)
+		known = known && slices.ContainsFunc(e.at, func(u Source) bool { return u.URL == a.URL })
+	}
+	if !known {
+		e.route(at)
+	}
+	own, failedSo := false, e.shared
+	retryAfter = o.RetryAfter
+	for _, a := range answers {
+		sc := scope{a.Host, "u" + a.URL, e.ca, ""}
+		for _, u := range e.at {
+			if u.URL == a.URL {
+				sc.host = u.Host
+			}
+		}
+		host, url, ca := n.trouble(scope{host: sc.host}), n.trouble(scope{host: sc.host, url: sc.url}), n.trouble(sc)
+		var t *trouble
+		var key nodeKey
+		switch a.Fault {
+		case NoFault:
+			retryAfter = max(retryAfter, a.RetryAfter)
+			continue
+		case CA:
+			t, key = ca, nodeKey{caLevel, a.URL, e.ca}
+		case URL:
+			t, key = url, nodeKey{urlLevel, a.URL, ""}
+		case Host:
+			t, key = host, nodeKey{hostLevel, sc.host, ""}
+		}
+		switch {
+		case t == nil || failedSo > 0 && t.goodOp > failedSo && (!a.Busy || a.RetryAfter > 0):
+			own = true
+			retryAfter = max(retryAfter, a.RetryAfter)
+			n.refuse(e, ca, a, &n.s.tree.nodes[nodeKey{caLevel, a.URL, e.ca}].pause)
+		case e.beganOp <= t.failedOp: // it was in flight
+			shared = true
+		case t.state == recovering && a.Busy && a.RetryAfter == 0 && t.window > 1:
+			shared = true
+			t.window /= 2
+			t.ceiling = t.window
+			t.failedOp = n.op
+		default:
+			shared = true
+			n.fail(t, e, a.RetryAfter, false, &n.s.tree.nodes[key].pause)
+		}
+		if t != nil {
+			e.shared = n.op
+		}
+		if a.Fault < Host {
+			n.succeed(host, e)
+		}
+		if a.Fault < URL {
+			n.succeed(url, e)
+		}
+	}
+	return shared && !own, retryAfter
+}
+
+// refuse: eight different ones in a row, or ten failures of which nobody knows who was asked.
+func (n *naive) refuse(e *entry, ca *trouble, a Answer, real *pause) {
+	ca.unknown++
+	if !slices.Contains(ca.refused, e) {
+		ca.refused = append(ca.refused, e)
+	}
+	many := len(ca.refused) >= 8
+	if a.URL == "" {
+		many = ca.unknown >= 10
+	}
+	switch {
+	case e.beganOp <= ca.failedOp:
+	case ca.state == paused && !ca.useless && a.Fault == Certificate:
+		n.recover(ca, 1)
+	case many:
+		n.fail(ca, e, 0, true, real)
+	}
+}
+
+func (n *naive) free(e *entry) {
+	if e.it.gone {
+		n.entries = slices.DeleteFunc(n.entries, func(o *entry) bool { return o == e })
+		return
+	}
+	e.state = e.then
+	switch {
+	case e.state == Waiting && e.forced:
+		n.queue(e, inAsked)
+	case e.state == Waiting:
+		n.queue(e, inRoute)
+		e.lone = true
+	}
+}

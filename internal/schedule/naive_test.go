@@ -1,0 +1,425 @@
+package schedule
+
+import (
+	"slices"
+	"time"
+)
+
+// A naive is the schedule as one would write it without a thought of cost: lists, and a walk over all of them for
+// each question. It is told the same as the schedule; where that has a choice (chance, or who leads a cohort), it
+// looks whether the choice is a permitted one, and takes it over.
+type naive struct {
+	s       *Schedule
+	share   int
+	peeks   bool
+	now     int64
+	op      int // counts the operations
+	entries []*entry
+	scopes  map[scope]*trouble
+	asked   map[string]int // hosts about whose certificates Refresh asks, and the operation since when it is their turn
+	notices []Notice       // that must have come of this operation
+	began   bool           // in this operation a pause began
+	err     error          // the first fault
+}
+
+// An entry is one certificate.
+type entry struct {
+	it      *Item
+	ca      string
+	at      []Source
+	expires int64
+	held    held
+	state   State
+	then    State
+	where   queued
+	class   class
+	due     int64
+	askedAt int64 // when somebody was asked about it last
+	began   int64
+	beganOp int
+	passed  bool // every pause: Refresh was called
+	shared  int  // the operation when it failed last through the fault of others
+	tries   int
+	fails   int
+	arrived int   // the operation since when it waits
+	since   int64 // the time since when it does
+	told    bool
+	over    bool
+	forced  bool
+	peeked  bool
+	lone    bool // it need not follow anybody: others of its cohort brought something newer, or the clock was set
+}
+
+// A scope is what can be at fault: a host; with a URL, that; and with an authority, that at the URL. With a
+// route, it is one of the routes there, which never is, but has its turn.
+type scope struct{ host, url, ca, route string }
+
+// trouble is what is known of a scope.
+type trouble struct {
+	served   int // the operation when it was asked last
+	state    pauseState
+	since    int64
+	failedAt int64
+	failedOp int
+	failures int
+	part     float64
+	until    int64
+	gap      int64
+	window   int
+	ceiling  int
+	goodOp   int // the operation when the last request began that succeeded
+	refused  []*entry
+	unknown  int
+	useless  bool
+	wanted   int64 // when a staple ended, and nobody was asked since
+	lasted   int64 // the outage, when the request began that failed last
+}
+
+func newNaive(s *Schedule, peeks bool) *naive {
+	return &naive{s: s, share: max(s.workers/2, 1), peeks: peeks, scopes: make(map[scope]*trouble), asked: make(map[string]int)}
+}
+
+func (n *naive) begin(now int64) {
+	n.op++
+	n.now = now
+}
+
+func (n *naive) of(it *Item) *entry {
+	for _, e := range n.entries {
+		if e.it == it {
+			return e
+		}
+	}
+	return nil
+}
+
+func (e *entry) name() string {
+	key := e.ca
+	for _, u := range e.at {
+		key += " " + u.URL
+	}
+	return key
+}
+
+// ways returns each of the URLs at which it is asked about, as all the scopes that must let it through.
+func (e *entry) ways() (ways [][3]scope) {
+	for _, u := range e.at {
+		ways = append(ways, [3]scope{{host: u.Host}, {host: u.Host, url: "u" + u.URL}, {host: u.Host, url: "u" + u.URL, ca: e.ca}})
+	}
+	return ways
+}
+
+func (e *entry) takes(sc scope) bool {
+	for _, w := range e.ways() {
+		if slices.Contains(w[:], sc) || sc.route == e.name() && w[2] == (scope{sc.host, sc.url, sc.ca, ""}) {
+			return true
+		}
+	}
+	return false
+}
+
+func (n *naive) trouble(sc scope) *trouble {
+	if n.scopes[sc] == nil {
+		n.scopes[sc] = new(trouble)
+	}
+	return n.scopes[sc]
+}
+
+func (n *naive) paused(sc scope) bool { return n.trouble(sc).state == paused }
+
+// inFlight returns how many requests are under way at sc.
+func (n *naive) inFlight(sc scope) (count int) {
+	for _, e := range n.entries {
+		if via := e.it.via; e.state == Working && via != nil {
+			at := scope{host: via.host().key.url, url: "u" + via.parent.key.url, ca: via.parent.key.ca, route: e.name()}
+			if sc.host == at.host && (sc.url == "" || sc.url == at.url) && (sc.ca == "" || sc.ca == at.ca) &&
+				(sc.route == "" || sc.route == at.route) {
+				count++
+			}
+		}
+	}
+	return count
+}
+
+// waiting returns who waits beneath sc for the end of its pause or for a worker.
+func (n *naive) waiting(sc scope) (all []*entry) {
+	for _, e := range n.entries {
+		if e.where == inRoute && e.takes(sc) {
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+func (n *naive) current(e *entry) bool { return e.held.end > n.now }
+
+// urgency: what was never asked about, what has no staple, the last quarter, the rest; and after all others what has
+// no staple and failed three times.
+func (n *naive) urgency(e *entry) class {
+	switch {
+	case e.held.revoked && n.current(e):
+		return routine
+	case e.held.revoked:
+		return patient
+	case n.current(e) && n.now < e.held.end-(e.held.end-e.held.start)/4:
+		return routine
+	case n.current(e):
+		return nearEnd
+	case e.askedAt == 0:
+		return fresh
+	case e.fails >= 3:
+		return patient
+	}
+	return unstapled
+}
+
+// opens returns when the pause of sc lets a request through.
+func (n *naive) opens(sc scope) int64 {
+	t := n.trouble(sc)
+	at, urgent := t.failedAt+min(max(5*minute, t.lasted/10), hour), far
+	bare, anyFresh, ends := false, false, far
+	waiting := n.waiting(sc)
+	for _, e := range waiting {
+		switch e.class {
+		case fresh, unstapled, patient:
+			bare = true
+		}
+		if e.class != routine {
+			outage := t.lasted
+			longest := 4*second + outage/10
+			switch {
+			case outage >= day:
+				longest = hour
+			case outage >= hour:
+				longest = 5 * minute
+			case longest > 30*second:
+				longest = 30 * second
+			}
+			urgent = t.failedAt + int64(t.part*float64(longest))
+		}
+		anyFresh = anyFresh || e.class == fresh
+		for _, w := range e.ways() {
+			within := slices.Index(w[:], sc)
+			if within >= 0 && n.current(e) && !slices.ContainsFunc(w[within+1:], func(sc scope) bool { return !n.admits(sc, n.now) }) {
+				ends = min(ends, e.held.end)
+			}
+		}
+	}
+	if urgent < far {
+		at = urgent
+	}
+	if sc.ca != "" && anyFresh {
+		at = min(at, t.failedAt+t.gap)
+	}
+	if t.wanted != 0 {
+		at = min(at, max(t.wanted, t.failedAt+second))
+	}
+	asked := t.until
+	if bare || len(waiting) == 0 {
+		asked = min(asked, t.failedAt+hour)
+	}
+	if ends < far {
+		asked = min(asked, t.failedAt+(ends-t.failedAt)/2)
+	}
+	return max(at, asked)
+}
+
+// admits reports whether sc can be asked.
+func (n *naive) admits(sc scope, now int64) bool {
+	switch t := n.trouble(sc); t.state {
+	case paused:
+		return n.inFlight(sc) == 0 && n.opens(sc) <= now
+	case recovering:
+		return n.inFlight(sc) < t.window
+	}
+	return true
+}
+
+// blocked reports whether all URLs of it pause, and whether at one of them that is only its authority.
+func (n *naive) blocked(e *entry) (blocked, authority bool) {
+	for _, w := range e.ways() {
+		switch {
+		case n.paused(w[0]) || n.paused(w[1]):
+		case n.paused(w[2]):
+			authority = true
+		default:
+			return false, false
+		}
+	}
+	return true, authority
+}
+
+// ended reports whether its staple has ended, so that one of its cohort is asked about for all.
+func (n *naive) ended(e *entry) bool { return e.held.end > 0 && !n.current(e) && !e.held.revoked }
+
+// comeDue makes it wait for its turn.
+func (n *naive) comeDue(e *entry) {
+	blocked, _ := n.blocked(e)
+	switch {
+	case e.forced:
+		n.queue(e, inAsked)
+	case n.ended(e):
+		n.queue(e, inRoute) // and settle takes over where it is
+		e.lone = false
+	case n.peeks && !e.peeked && blocked:
+		n.queue(e, inPeeks)
+	default:
+		n.queue(e, inRoute)
+	}
+}
+
+func (n *naive) queue(e *entry, q queued) {
+	e.state, e.where = Waiting, q
+	e.arrived, e.since, e.class = n.op, n.now, n.urgency(e)
+}
+
+func (n *naive) withdraw(e *entry) { e.where = notQueued }
+
+func (n *naive) schedule(e *entry, due int64) {
+	n.withdraw(e)
+	e.state, e.due = Scheduled, due
+}
+
+func (n *naive) add(it *Item, ca string, at []Source, expires int64) {
+	e := &entry{it: it, ca: ca, expires: expires}
+	e.route(at)
+	n.entries = append(n.entries, e)
+}
+
+// route: each URL counts once, and nobody knows who is asked where there is none.
+func (e *entry) route(at []Source) {
+	e.at = nil
+	for _, u := range at {
+		if !slices.ContainsFunc(e.at, func(o Source) bool { return o.URL == u.URL }) {
+			e.at = append(e.at, u)
+		}
+	}
+	if len(e.at) == 0 {
+		e.at = []Source{{}}
+	}
+}
+
+func (n *naive) remove(it *Item) {
+	e := n.of(it)
+	if e.state != Working && e.state != Storing {
+		n.entries = slices.DeleteFunc(n.entries, func(o *entry) bool { return o == e })
+	}
+	n.withdraw(e)
+}
+
+func (n *naive) start(e *entry) {
+	switch {
+	case e.state == Idle, e.state == Scheduled:
+		e.over = false
+		n.comeDue(e)
+	case e.state == Storing && e.then == Idle:
+		e.over = false
+		e.then, e.due = Scheduled, n.now
+	}
+}
+
+// rest makes nobody be asked about it.
+func (n *naive) rest(e *entry) {
+	n.withdraw(e)
+	e.forced = false
+	if e.state == Storing {
+		e.then = Idle
+	} else {
+		e.state = Idle
+	}
+}
+
+func (n *naive) hold(e *entry, h Held) {
+	old := e.held
+	n.take(e, h)
+	n.follow(e, old)
+	switch {
+	case e.state == Working, e.forced, e.over, e.state == Idle && e.told, e.state == Storing && e.then == Idle:
+	case e.state == Storing:
+		e.then, e.due = Scheduled, n.dueIn(e, n.refresh(e))
+	default:
+		n.schedule(e, n.dueIn(e, n.refresh(e)))
+	}
+}
+
+// take makes h what is held.
+func (n *naive) take(e *entry, h Held) {
+	e.held = held{start: h.ThisUpdate.UnixMicro(), until: h.Until.UnixMicro(), end: h.End.UnixMicro(), revoked: h.Revoked, quiet: h.Quiet}
+	e.held.stage = n.stage(e)
+	e.tries, e.fails = 0, 0
+}
+
+// stage returns how many of the moments in the life of its staple have passed.
+func (n *naive) stage(e *entry) (stage int8) {
+	validity := e.held.end - e.held.start
+	for _, at := range []int64{e.held.end - validity/4, e.held.end - validity/20, e.held.end} {
+		if e.held.end > 0 && at <= n.now {
+			stage++
+		}
+	}
+	return stage
+}
+
+// follow makes all wait who followed one that had old.
+func (n *naive) follow(e *entry, old held) {
+	for _, o := range n.entries {
+		if o == e || old.end == 0 || o.held.end != old.end || o.name() != e.name() || !n.ended(o) || o.lone {
+			continue
+		}
+		switch {
+		case o.state == Following, o.state == Scheduled && o.it.state != Scheduled:
+			n.queue(o, inRoute)
+		case o.state == Storing && o.then != Idle && o.it.then == Waiting && !o.forced:
+			o.then = Waiting
+		}
+		o.lone = true
+	}
+}
+
+func (n *naive) refreshNow(e *entry) {
+	if e.forced {
+		return
+	}
+	e.forced = true
+	switch e.state {
+	case Working:
+	case Storing:
+		e.then = Waiting
+	default:
+		n.comeDue(e)
+	}
+}
+
+// step is the clock being set.
+func (n *naive) step() {
+	for _, t := range n.scopes {
+		t.failedAt = min(t.failedAt, n.now)
+		if t.state == paused {
+			n.recover(t, 1)
+		}
+	}
+	for _, e := range n.entries {
+		e.askedAt, e.began = min(e.askedAt, n.now), min(e.began, n.now)
+		e.held.stage = min(e.held.stage, n.stage(e))
+		switch {
+		case e.it.gone:
+		case e.over && n.now < e.expires:
+			e.over = false
+			n.start(e)
+		case e.state == Following, e.where == inRoute, e.state == Scheduled && e.it.state == Waiting && e.held.end > 0:
+			n.queue(e, inRoute) // who followed, and who led, need not any more
+			e.lone = true
+		case e.state == Storing && e.it.then == Waiting && e.held.end > 0 && e.then != Idle:
+			e.then = Waiting
+		case e.state == Scheduled, e.state == Storing && e.then == Scheduled:
+			latest := n.now // without a staple, what was counted from the time that it was then is void
+			if e.tries == 0 && e.held.end > 0 && !e.forced {
+				latest = max(n.now, e.held.start+min((e.held.until-e.held.start)/20*11, 4*day), n.now+day)
+			}
+			if e.it.due > min(e.due, latest) && !(e.due == far && e.it.due == far) {
+				n.fault("item %v is due %v later than before the clock was set", name(e.it, 0), time.Duration(e.it.due-e.due)*time.Microsecond)
+			}
+			e.due = e.it.due
+		}
+	}
+}
