@@ -333,6 +333,12 @@ func (n *naive) hold(e *entry, h Held) {
 	old := e.held
 	n.take(e, h)
 	n.follow(e, old)
+	if e.forced && n.current(e) && !h.Revoked && e.due >= e.held.end {
+		e.due = e.held.end
+		if e.held.end >= e.expires {
+			e.due = far
+		}
+	}
 	switch {
 	case e.state == Working, e.forced, e.over, e.state == Idle && e.told, e.state == Storing && e.then == Idle:
 	case e.state == Storing:

@@ -155,6 +155,9 @@ func (s *Schedule) Hold(it *Item, h Held, now time.Time) {
 	}
 	c := it.route.cohorts[it.held.end]
 	it.hold(h, s.tree.now)
+	if it.forced {
+		it.due = it.clip(it.due, s.tree.now)
+	}
 	switch it.state {
 	case Idle, Scheduled, Following, Waiting:
 		if it.forced || it.over || it.state == Idle && it.toldFirst {
