@@ -232,7 +232,7 @@ func TestHostileResponders(t *testing.T) {
 	with := func(header, body string) testhttp.Raw {
 		return testhttp.Says(fmt.Sprintf("%s\r\nContent-Length: %d\r\n\r\n%s", header, len(body), body))
 	}
-	const hangs = "no complete answer within 3" // and some milliseconds
+	const hangs = "no complete answer within "
 	servers := append(testhttp.HostileServers(),
 		testhttp.HostileServer{Name: "a response, by half", Err: "the body was cut short after 100 bytes: unexpected EOF",
 			Handle: testhttp.Says(testhttp.OK + "Content-Length: 1000\r\n\r\n" + valid[:100])},
@@ -262,6 +262,7 @@ func TestHostileResponders(t *testing.T) {
 			_, err := f.Fetch(t.Context(), req)
 			took := time.Since(began)
 			require.ErrorContains(t, err, tt.Err)
+			require.True(t, !tt.Hangs || took >= timeout, took)
 			require.NotRegexp(t, `[[:cntrl:]]`, err.Error())
 			var e *staple.HTTPError
 			require.ErrorAs(t, err, &e)
