@@ -90,10 +90,11 @@ func (s *Schedule) release(c *cohort) {
 			continue
 		}
 		it.cohort = nil
-		switch it.state {
-		case Following, Scheduled:
+		switch {
+		case it.forced: // it goes first anyway, or has been put off
+		case it.state == Following, it.state == Scheduled:
 			s.wait(it)
-		case Storing:
+		case it.state == Storing:
 			it.then = Waiting
 		}
 	}

@@ -167,3 +167,16 @@ func TestRefreshOfOneThatLedDoesNotMakeTwoLead(t *testing.T) {
 	s.ok(asked)
 	require.Zero(t, states(items)[Following])
 }
+
+func TestALeaderThatRefreshAsksAboutAndThatIsPutOffGoesFirstAllTheSame(t *testing.T) {
+	s, items := ended(t, 3, "h/")
+	first := s.next()
+	s.Refresh(first, s.now)
+	s.end(first, Outcome{Result: Deferred, Until: s.now.Add(time.Second)})
+	i := slices.IndexFunc(items, func(it *Item) bool { return it != first })
+	s.Hold(items[i], newer(s.now, time.Hour).Held, s.now)
+	s.check()
+	s.pass(time.Second)
+	s.add("ca", "h2/")
+	require.Equal(t, first, s.next())
+}

@@ -10,30 +10,51 @@ import (
 )
 
 var (
-	sequences = flag.Int("sequences", 500, "how many sequences of operations TestModel does at least")
-	minutes   = flag.Int("minutes", 0, "for how long TestModel goes on with more of them")
-	seedFlag  = flag.Uint64("seed", 0, "the only sequence that TestModel does, as it printed it")
+	sequences = flag.Int("sequences", 1000, "how many sequences of operations TestModel does at least")
+	minutes   = flag.Int("minutes", 0, "for how many minutes it goes on with more of them")
+	oneSeed   = flag.Uint64("seed", 0, "the only sequence that it does, as it printed it")
 )
 
+// TestModel does random sequences of operations, each both with a schedule and with a naive one. For an hour of it:
+//
+//	go test -run TestModel -minutes 60 -timeout 2h -v ./internal/schedule
 func TestModel(t *testing.T) {
-	first, n := rand.Uint64()>>1, *sequences
-	if *seedFlag > 0 {
-		first, n, *minutes = *seedFlag, 1, 0
+	first, n, long := rand.Uint64()>>1, *sequences, time.Duration(*minutes)*time.Minute
+	if *oneSeed > 0 {
+		first, n, long = *oneSeed, 1, 0
 	}
-	start, done := time.Now(), 0
-	for ; done < n || time.Since(start) < time.Duration(*minutes)*time.Minute; done++ {
+	start, done, calls := time.Now(), 0, 0
+	for ; done < n || time.Since(start) < long; done++ {
 		seed := first + uint64(done)
 		r := rand.New(rand.NewPCG(seed, 0))
-		check(t, newSim(&random{r, 20 + r.IntN(50)<<r.IntN(4)}, seed), fmt.Sprint("-seed ", seed))
+		calls += check(t, newSim(&random{r, 20 + r.IntN(50)<<r.IntN(4)}, seed), fmt.Sprint("-seed ", seed))
 	}
-	t.Logf("%d sequences", done)
+	t.Logf("%d sequences, %d calls", done, calls)
 }
 
-// check does the sequence of m, and fails with all that was done in it if something was wrong.
-func check(t *testing.T, m *sim, name string) {
+// FuzzSchedule does the sequence that the bytes make up.
+func FuzzSchedule(f *testing.F) {
+	for seed := range uint64(20) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		data := make([]byte, 400)
+		for i := range data {
+			data[i] = byte(r.Uint32())
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if len(data) <= 600 {
+			check(t, newSim(&found{data}, 1), "")
+		}
+	})
+}
+
+// check does the sequence of m, fails with all that was done in it if something was wrong, and returns how many
+// calls it made.
+func check(t *testing.T, m *sim, name string) int {
 	err := func() (err error) {
 		defer func() {
-			if p := recover(); p != nil && *seedFlag == 0 {
+			if p := recover(); p != nil && *oneSeed == 0 {
 				err = fmt.Errorf("panic: %v", p)
 			} else if p != nil {
 				panic(p)
@@ -42,6 +63,7 @@ func check(t *testing.T, m *sim, name string) {
 		return m.run()
 	}()
 	if err != nil {
-		t.Fatalf("%s\n%s\n%s: %v", strings.Join(m.log[max(0, len(m.log)-300):], "\n"), time.UnixMicro(m.now).UTC(), name, err)
+		t.Fatalf("%s\n%s: %v", strings.Join(m.log[max(0, len(m.log)-300):], "\n"), name, err)
 	}
+	return m.naive.op
 }

@@ -17,8 +17,8 @@ func (n *naive) look() {
 			if stage == 3 {
 				kind = StapleEnded
 				if e.state != Idle && !e.over && !e.held.revoked {
-					for _, w := range e.ways() {
-						for _, sc := range w {
+					for _, w := range e.ways {
+						for _, sc := range w[:3] {
 							n.trouble(sc).wanted = n.now
 						}
 					}
@@ -179,9 +179,13 @@ func (n *naive) open(scopes []scope) bool {
 
 // path returns the scopes through which a worker has gone to it.
 func (n *naive) path(e *entry) []scope {
-	ca := e.it.via.parent
-	sc := scope{host: ca.parent.parent.key.url, url: "u" + ca.key.url, ca: ca.key.ca, route: e.name()}
-	return []scope{{host: sc.host}, {host: sc.host, url: sc.url}, {sc.host, sc.url, sc.ca, ""}, sc}
+	for i, u := range e.at {
+		if ca := e.it.via.parent; u.URL == ca.key.url && ca.key.ca == e.ca {
+			return e.ways[i][:]
+		}
+	}
+	n.fault("item %v is asked about elsewhere", name(e.it, 0))
+	return e.ways[0][:]
 }
 
 // choose returns those that may be next, got among them if the schedule's way to it was the right one.
@@ -224,9 +228,9 @@ func (n *naive) choose(working, peekers int, got *entry) (all []*entry, task Tas
 		if e.where != inRoute {
 			continue
 		}
-		for _, w := range e.ways() {
+		for _, w := range e.ways {
 			if n.open(w[:]) {
-				w := way{e, [4]scope{w[0], w[1], w[2], {w[2].host, w[2].url, w[2].ca, e.name()}}}
+				w := way{e, w}
 				if n.inFlight(w.path[0]) < n.share {
 					free = append(free, w)
 				} else {
@@ -345,7 +349,7 @@ func (n *naive) compare(notices []Notice) error {
 			return fmt.Errorf("item %v is in class %d instead of %d", name(it, 0), it.class, e.class)
 		}
 		if n.ended(e) && !e.lone && !e.forced && (e.state == Waiting || e.state == Working) {
-			key := fmt.Sprint(e.name(), e.held.end)
+			key := fmt.Sprint(e.name, e.held.end)
 			if led[key] != nil && e.beganOp != 0 && e.state == Waiting {
 				return fmt.Errorf("items %v and %v both ask for all whose staples ended then", name(it, 0), led[key])
 			}

@@ -104,7 +104,7 @@ func (n *naive) retry(e *entry, retryAfter time.Duration) span {
 
 // done is what came of a round, before which it was in a cohort or not.
 func (n *naive) done(e *entry, o Outcome, inCohort bool) {
-	old, was := e.held, e.name()
+	old, was := e.held, e.name
 	wasRoute := e.at
 	e.state, e.then = Storing, Idle
 	if e.it.gone {
@@ -162,7 +162,7 @@ func (n *naive) done(e *entry, o Outcome, inCohort bool) {
 			e.due = n.dueIn(e, n.retry(e, retryAfter))
 		}
 	}
-	if inCohort && was == e.name() && e.it.then == Following {
+	if inCohort && was == e.name && e.it.then == Following {
 		e.then = Following // another one leads
 	}
 }

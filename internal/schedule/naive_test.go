@@ -47,7 +47,9 @@ type entry struct {
 	over    bool
 	forced  bool
 	peeked  bool
-	lone    bool // it need not follow anybody: others of its cohort brought something newer, or the clock was set
+	name    string     // of its route
+	ways    [][4]scope // each of its URLs, as all the scopes that must let it through, and the route there
+	lone    bool       // it need not follow anybody: others of its cohort brought something newer, or the clock was set
 }
 
 // A scope is what can be at fault: a host; with a URL, that; and with an authority, that at the URL. With a
@@ -93,25 +95,10 @@ func (n *naive) of(it *Item) *entry {
 	return nil
 }
 
-func (e *entry) name() string {
-	key := e.ca
-	for _, u := range e.at {
-		key += " " + u.URL
-	}
-	return key
-}
-
-// ways returns each of the URLs at which it is asked about, as all the scopes that must let it through.
-func (e *entry) ways() (ways [][3]scope) {
-	for _, u := range e.at {
-		ways = append(ways, [3]scope{{host: u.Host}, {host: u.Host, url: "u" + u.URL}, {host: u.Host, url: "u" + u.URL, ca: e.ca}})
-	}
-	return ways
-}
-
 func (e *entry) takes(sc scope) bool {
-	for _, w := range e.ways() {
-		if slices.Contains(w[:], sc) || sc.route == e.name() && w[2] == (scope{sc.host, sc.url, sc.ca, ""}) {
+	for i := range e.ways {
+		w := &e.ways[i]
+		if sc == w[0] || sc == w[1] || sc == w[2] || sc == w[3] {
 			return true
 		}
 	}
@@ -131,7 +118,7 @@ func (n *naive) paused(sc scope) bool { return n.trouble(sc).state == paused }
 func (n *naive) inFlight(sc scope) (count int) {
 	for _, e := range n.entries {
 		if via := e.it.via; e.state == Working && via != nil {
-			at := scope{host: via.host().key.url, url: "u" + via.parent.key.url, ca: via.parent.key.ca, route: e.name()}
+			at := n.path(e)[3]
 			if sc.host == at.host && (sc.url == "" || sc.url == at.url) && (sc.ca == "" || sc.ca == at.ca) &&
 				(sc.route == "" || sc.route == at.route) {
 				count++
@@ -198,9 +185,9 @@ func (n *naive) opens(sc scope) int64 {
 			urgent = t.failedAt + int64(t.part*float64(longest))
 		}
 		anyFresh = anyFresh || e.class == fresh
-		for _, w := range e.ways() {
-			within := slices.Index(w[:], sc)
-			if within >= 0 && n.current(e) && !slices.ContainsFunc(w[within+1:], func(sc scope) bool { return !n.admits(sc, n.now) }) {
+		for _, w := range e.ways {
+			within := slices.Index(w[:3], sc)
+			if within >= 0 && n.current(e) && !slices.ContainsFunc(w[within+1:3], func(sc scope) bool { return !n.admits(sc, n.now) }) {
 				ends = min(ends, e.held.end)
 			}
 		}
@@ -237,7 +224,7 @@ func (n *naive) admits(sc scope, now int64) bool {
 
 // blocked reports whether all URLs of it pause, and whether at one of them that is only its authority.
 func (n *naive) blocked(e *entry) (blocked, authority bool) {
-	for _, w := range e.ways() {
+	for _, w := range e.ways {
 		switch {
 		case n.paused(w[0]) || n.paused(w[1]):
 		case n.paused(w[2]):
@@ -288,14 +275,21 @@ func (n *naive) add(it *Item, ca string, at []Source, expires int64) {
 
 // route: each URL counts once, and nobody knows who is asked where there is none.
 func (e *entry) route(at []Source) {
-	e.at = nil
+	e.at, e.ways, e.name = nil, nil, e.ca
+	if len(at) == 0 {
+		at = []Source{{}}
+	}
 	for _, u := range at {
 		if !slices.ContainsFunc(e.at, func(o Source) bool { return o.URL == u.URL }) {
 			e.at = append(e.at, u)
+			e.name += " " + u.URL
 		}
 	}
-	if len(e.at) == 0 {
-		e.at = []Source{{}}
+	for _, u := range e.at {
+		host, url := scope{host: u.Host}, scope{host: u.Host, url: "u" + u.URL}
+		ca, route := url, url
+		ca.ca, route.ca, route.route = e.ca, e.ca, e.name
+		e.ways = append(e.ways, [4]scope{host, url, ca, route})
 	}
 }
 
@@ -369,7 +363,7 @@ func (n *naive) stage(e *entry) (stage int8) {
 // follow makes all wait who followed one that had old.
 func (n *naive) follow(e *entry, old held) {
 	for _, o := range n.entries {
-		if o == e || old.end == 0 || o.held.end != old.end || o.name() != e.name() || !n.ended(o) || o.lone {
+		if o == e || old.end == 0 || o.held.end != old.end || o.name != e.name || !n.ended(o) || o.lone {
 			continue
 		}
 		switch {

@@ -23,6 +23,21 @@ type random struct {
 func (r *random) upTo(n int) int { return r.IntN(n) }
 func (r *random) more() bool     { r.left--; return r.left >= 0 }
 
+// found is bytes that a fuzzer has found.
+type found struct{ data []byte }
+
+func (f *found) upTo(n int) (choice int) {
+	for size := 1; size < n; size *= 256 {
+		if len(f.data) > 0 {
+			choice = choice<<8 | int(f.data[0])
+			f.data = f.data[1:]
+		}
+	}
+	return choice % n
+}
+
+func (f *found) more() bool { return len(f.data) > 0 }
+
 // A sim drives a schedule through a sequence of operations in simulated time, and looks after each of them
 // whether all is well.
 type sim struct {
