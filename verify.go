@@ -243,17 +243,13 @@ func (v *ResponseVerifier) verify(response []byte, leaf, issuer *x509.Certificat
 		endOf = "the end of the time to trust it without nextUpdate"
 	}
 	end = s.End(maxAge)
-	if by != issuer && by.NotAfter.Before(end) {
+	if !by.NotAfter.IsZero() && by.NotAfter.Before(end) {
 		end, endOf = by.NotAfter, "the end of its signer's certificate"
 	}
 	r = basic.Result(s)
-	r.Raw = response
-	embedded, err := basic.Embeds(by)
-	if err != nil {
-		return fail(refusal(err))
-	}
-	if embedded {
-		r.Certificate = by
+	r.Raw = basic.Trimmed(by.Embedded)
+	if by.Embedded != nil {
+		r.Certificate = by.Certificate
 	}
 	return r, end, endOf, nil
 }

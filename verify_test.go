@@ -450,7 +450,7 @@ func TestErrorsSayWhatWasSeen(t *testing.T) {
 		{"nextUpdate first", `nextUpdate 2026-11-21T12:00:00Z is before thisUpdate 2026-11-22T12:00:00Z`, s.Response(at(0, -scene.Day))},
 		{"a sibling", `signed by "CN=evil\n\x1b[31m" (serial 07), which lacks the extended key usage OCSPSigning`,
 			s.SignedBy(&stapletest.Signer{Certificate: sibling.Leaf, Key: sibling.PrivateKey.(crypto.Signer)}, sibling.Leaf)},
-		{"a stranger by name", `signed by "CN=Another CA", which is neither the issuer ` + issuer + `, nor a local or embedded responder`,
+		{"a stranger by name", `its responderID names "CN=Another CA", which is neither the issuer ` + issuer + `, nor a local or embedded responder`,
 			s.Response(func(r *stapletest.Response) {
 				r.Signer, r.ByName, r.Certificates = other.Signer(), true, []*x509.Certificate{}
 			})},
@@ -461,7 +461,7 @@ func TestErrorsSayWhatWasSeen(t *testing.T) {
 			r.Singles[0].Serial = big.NewInt(0x8000)
 			r.Singles = append(r.Singles, r.Singles[0])
 		})},
-		{"SHA-1", `its signature does not verify with the key of ` + issuer + `: ECDSA-SHA1 is unknown or too weak, ` +
+		{"SHA-1", `its signature is not checked with the key of ` + issuer + `: ECDSA-SHA1 is unknown or too weak, ` +
 			`want SHA-256, SHA-384, SHA-512 or Ed25519`, s.Response(func(r *stapletest.Response) {
 			r.SignatureAlgorithm = x509.ECDSAWithSHA1
 		})},

@@ -43,6 +43,44 @@ var (
 	}
 )
 
+// identifiers has the AlgorithmIdentifier of each algorithm that is known, in DER: RFC 4055 s3.1 and s5, RFC 5758 s3, RFC
+// 8410 s3.
+var identifiers = func() map[x509.SignatureAlgorithm][]byte {
+	all := make(map[x509.SignatureAlgorithm][]byte)
+	element := func(tag cbasn1.Tag, parts ...[]byte) []byte {
+		content := bytes.Join(parts, nil)
+		return append(appendHeader(nil, tag, len(content)), content...)
+	}
+	identifier := func(oid []byte, parameters ...[]byte) []byte {
+		return element(cbasn1.SEQUENCE, element(cbasn1.OBJECT_IDENTIFIER, oid), bytes.Join(parameters, nil))
+	}
+	for _, known := range signatureOIDs {
+		if isRSA(known.oid) {
+			all[known.algorithm] = identifier(known.oid, asn1.NullBytes)
+		} else {
+			all[known.algorithm] = identifier(known.oid)
+		}
+	}
+	for _, known := range hashOIDs {
+		hash := identifier(known.oid, asn1.NullBytes)
+		if algorithm, ok := pssAlgorithms[known.hash]; ok {
+			all[algorithm] = identifier(oidRSAPSS, element(cbasn1.SEQUENCE,
+				element(tag0Constructed, hash),
+				element(tag1Constructed, identifier(oidMGF1, hash)),
+				element(tag2Constructed, element(cbasn1.INTEGER, []byte{byte(known.hash.Size())}))))
+		}
+	}
+	return all
+}()
+
+var pssAlgorithms = map[crypto.Hash]x509.SignatureAlgorithm{
+	crypto.SHA256: x509.SHA256WithRSAPSS,
+	crypto.SHA384: x509.SHA384WithRSAPSS,
+	crypto.SHA512: x509.SHA512WithRSAPSS,
+}
+
+func isRSA(oid []byte) bool { return bytes.HasPrefix(oid, oidRSAPSS[:len(oidRSAPSS)-1]) }
+
 // readSignatureAlgorithm reads the fields of the AlgorithmIdentifier of a signature. Parameters are as RFC 4055, RFC
 // 5758 and RFC 8410 ask: absent, but for RSA.
 func readSignatureAlgorithm(s *cryptobyte.String) (x509.SignatureAlgorithm, error) {
@@ -57,7 +95,7 @@ func readSignatureAlgorithm(s *cryptobyte.String) (x509.SignatureAlgorithm, erro
 		if !bytes.Equal(oid, known.oid) {
 			continue
 		}
-		if len(oid) == len(oidRSAPSS) { // of RSA, RFC 4055 s5: NULL, but absent must be accepted, too
+		if isRSA(oid) { // RFC 4055 s5: NULL, but absent must be accepted, too
 			skipNULL(s)
 		}
 		if !s.Empty() {
@@ -83,15 +121,8 @@ func readPSS(s *cryptobyte.String) (x509.SignatureAlgorithm, error) {
 		identifier.ReadASN1(&mgf, cbasn1.SEQUENCE) && identifier.Empty() && readHash(&mgf, &mgfHash) &&
 		params.ReadASN1(&wrapped, tag2Constructed) && wrapped.ReadASN1Int64WithTag(&salt, cbasn1.INTEGER) &&
 		wrapped.Empty() && params.Empty()
-	if ok && hash == mgfHash {
-		switch {
-		case hash == crypto.SHA256 && salt == 32:
-			return x509.SHA256WithRSAPSS, nil
-		case hash == crypto.SHA384 && salt == 48:
-			return x509.SHA384WithRSAPSS, nil
-		case hash == crypto.SHA512 && salt == 64:
-			return x509.SHA512WithRSAPSS, nil
-		}
+	if algorithm, known := pssAlgorithms[hash]; ok && known && hash == mgfHash && salt == int64(hash.Size()) {
+		return algorithm, nil
 	}
 	return 0, unsupported("signed with RSASSA-PSS with other parameters than " +
 		"SHA-256, SHA-384 or SHA-512, MGF1 with the same hash, and a salt of that length")

@@ -104,19 +104,21 @@ func (m *Match) IssuerKeyHash() []byte { return m.certID(crypto.SHA1).key }
 
 func (m *Match) certID(h crypto.Hash) certID {
 	if m.hashes[h].name == nil {
-		m.hashes[h] = certID{name: sum(h, m.Leaf.RawIssuer), key: sum(h, publicKey(m.Issuer))}
+		m.hashes[h] = certID{name: sum(h, m.Leaf.RawIssuer), key: sum(h, publicKey(m.Issuer.RawSubjectPublicKeyInfo))}
 	}
 	return m.hashes[h]
 }
 
 // KeyHash returns the hash by which a responderID names c's key, which is always SHA-1.
-func KeyHash(c *x509.Certificate) []byte { return sum(crypto.SHA1, publicKey(c)) }
+func KeyHash(c *x509.Certificate) []byte {
+	return sum(crypto.SHA1, publicKey(c.RawSubjectPublicKeyInfo))
+}
 
-// publicKey returns what hashes of a certificate's key are over: its subjectPublicKey without tag, length and count of
-// unused bits.
-func publicKey(c *x509.Certificate) []byte {
+// publicKey returns what hashes of a certificate's key are over: the subjectPublicKey of its SubjectPublicKeyInfo, without
+// tag, length and count of unused bits.
+func publicKey(info []byte) []byte {
 	var key []byte
-	s := cryptobyte.String(c.RawSubjectPublicKeyInfo)
+	s := cryptobyte.String(info)
 	if !s.ReadASN1(&s, cbasn1.SEQUENCE) || !s.SkipASN1(cbasn1.SEQUENCE) || !s.ReadASN1BitStringAsBytes(&key) {
 		return nil
 	}

@@ -23,7 +23,10 @@ type Response struct {
 	ProducedAt       time.Time
 	Algorithm        x509.SignatureAlgorithm
 	Signature        []byte
-	certs            cryptobyte.String // the elements of certs, one after the other
+
+	raw        []byte            // all of it
+	identifier cryptobyte.String // the AlgorithmIdentifier
+	certs      cryptobyte.String // the elements of certs, one after the other
 }
 
 // A Single is a SingleResponse: what is said about one certificate.
@@ -91,15 +94,17 @@ func Read(der []byte, each func(Single)) (*Response, error) {
 	if !basic.ReadASN1Element(&data, cbasn1.SEQUENCE) {
 		return nil, malformed("bad tbsResponseData")
 	}
-	r := &Response{TBS: data}
+	r := &Response{TBS: data, raw: der}
 	data.ReadASN1(&data, cbasn1.SEQUENCE)
 	if err := r.readData(&data, each); err != nil {
 		return nil, err
 	}
 	var algorithm cryptobyte.String
-	if !basic.ReadASN1(&algorithm, cbasn1.SEQUENCE) {
+	if !basic.ReadASN1Element(&r.identifier, cbasn1.SEQUENCE) {
 		return nil, malformed("bad signatureAlgorithm")
 	}
+	algorithm = r.identifier
+	algorithm.ReadASN1(&algorithm, cbasn1.SEQUENCE)
 	if !basic.ReadASN1BitStringAsBytes(&r.Signature) {
 		return nil, malformed("bad signature, want a BIT STRING without unused bits")
 	}
@@ -252,19 +257,19 @@ func (r *Response) Certificates() iter.Seq[[]byte] {
 	}
 }
 
-// Embeds reports whether c is embedded, as it is. A damaged copy of it is an error: nothing signs what is embedded, and
-// a client may stumble over it where we do not.
-func (r *Response) Embeds(c *x509.Certificate) (found bool, err error) {
+// Embedded returns the DER of c as it was signed, if it is embedded, with or without something that nobody signed; else
+// nil.
+func (r *Response) Embedded(c *x509.Certificate) []byte {
+	want, err := AsSigned(c.Raw)
+	if err != nil {
+		return nil
+	}
 	for der := range r.Certificates() {
-		switch {
-		case bytes.Equal(der, c.Raw):
-			found = true
-		case len(c.Raw) > 0 && len(c.Signature) > 0 && // RFC 9925: a trust anchor may be unsigned
-			(bytes.Contains(der, c.RawTBSCertificate) || bytes.Contains(der, c.Signature)):
-			return false, malformed("the embedded copy of its signer's certificate is damaged")
+		if signed, err := AsSigned(der); err == nil && bytes.Equal(signed, want) {
+			return want
 		}
 	}
-	return found, nil
+	return nil
 }
 
 // Names reports whether the responderID names c, whose [KeyHash] is keyHash, RFC 6960 s4.2.2.3.
@@ -273,6 +278,14 @@ func (r *Response) Names(c *x509.Certificate, keyHash []byte) bool {
 		return bytes.Equal(r.ResponderName, c.RawSubject)
 	}
 	return bytes.Equal(r.ResponderKeyHash, keyHash)
+}
+
+// NamesEmbedded reports whether the responderID names e.
+func (r *Response) NamesEmbedded(e Embedded) bool {
+	if r.ResponderName != nil {
+		return bytes.Equal(r.ResponderName, e.Subject)
+	}
+	return bytes.Equal(r.ResponderKeyHash, sum(crypto.SHA1, publicKey(e.PublicKeyInfo)))
 }
 
 // Responder returns the responderID for an error's text.

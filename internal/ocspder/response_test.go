@@ -199,7 +199,7 @@ func TestTheResponderIDInErrors(t *testing.T) {
 	}
 }
 
-func TestEmbeds(t *testing.T) {
+func TestEmbedded(t *testing.T) {
 	s := scene.New()
 	d := s.CA.Delegate(stapletest.DelegateOptions{}).Certificate
 	damaged := func(at int) *x509.Certificate {
@@ -216,29 +216,28 @@ func TestEmbeds(t *testing.T) {
 		name     string
 		embedded []*x509.Certificate
 		found    bool
-		bad      bool
 	}{
-		{"none", nil, false, false},
-		{"others", []*x509.Certificate{s.CA.Root, s.Leaf}, false, false},
-		{"itself", []*x509.Certificate{d}, true, false},
-		{"itself behind others", []*x509.Certificate{s.CA.Root, d}, true, false},
-		{"itself with another signature", []*x509.Certificate{damaged(len(d.Raw) - 1)}, false, true},
-		{"another with its signature", []*x509.Certificate{damaged(20)}, false, true},
-		{"itself, and with another signature", []*x509.Certificate{d, damaged(len(d.Raw) - 1)}, false, true},
+		{"none", nil, false},
+		{"others", []*x509.Certificate{s.CA.Root, s.Leaf}, false},
+		{"itself", []*x509.Certificate{d}, true},
+		{"itself behind others", []*x509.Certificate{s.CA.Root, d}, true},
+		{"itself with something after its signature", []*x509.Certificate{{Raw: trailed(d.Raw)}}, true},
+		{"itself with another signature", []*x509.Certificate{damaged(len(d.Raw) - 1)}, false},
+		{"another with its signature", []*x509.Certificate{damaged(20)}, false},
+		{"itself, and with another signature", []*x509.Certificate{d, damaged(len(d.Raw) - 1)}, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			found, err := response(test.embedded...).Embeds(d)
-			require.Equal(t, test.found, found)
-			if test.bad {
-				refused(t, Malformed, err)
-			} else {
-				require.NoError(t, err)
+			r := response(test.embedded...)
+			for _, c := range []*x509.Certificate{d, {Raw: trailed(d.Raw)}} {
+				if got := r.Embedded(c); test.found {
+					require.Equal(t, d.Raw, got)
+				} else {
+					require.Nil(t, got)
+				}
 			}
 		})
 	}
-	found, err := response(d).Embeds(&x509.Certificate{RawSubject: d.RawSubject}) // of which only the name is known
-	require.NoError(t, err)
-	require.False(t, found)
+	require.Nil(t, response(d).Embedded(&x509.Certificate{RawSubject: d.RawSubject})) // of which only the name is known
 }
 
 func TestClaimedEnd(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -31,7 +32,8 @@ func find(s scene.Scene, f *Finder, der []byte, local ...*x509.Certificate) (*x5
 	if err != nil {
 		return nil, err
 	}
-	return f.Find(response, &match, local, s.Now)
+	by, err := f.Find(response, &match, local, s.Now)
+	return by.Certificate, err
 }
 
 func refused(t *testing.T, kind Kind, err error) {
@@ -69,11 +71,13 @@ func TestDelegates(t *testing.T) {
 		{"a delegate for signing certificates alone is refused",
 			byDelegate(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageCertSign }), Unauthorized},
 		{"a delegate without key usage is accepted", byDelegate(func(c *x509.Certificate) { c.KeyUsage = 0 }), 0},
-		{"a delegate in the name of the issuer is accepted",
+		{"a delegate in the name of the issuer is refused by name",
 			s.Response(func(r *stapletest.Response) {
 				r.Signer = delegate(func(c *x509.Certificate) { c.RawSubject = s.CA.Issuer.RawSubject })
 				r.ByName = true
-			}), 0},
+			}), BadSignature},
+		{"a delegate in the name of the issuer is accepted by key",
+			byDelegate(func(c *x509.Certificate) { c.RawSubject = s.CA.Issuer.RawSubject }), 0},
 		{"a delegate with the issuer's own key and another name is accepted",
 			s.Response(func(r *stapletest.Response) {
 				r.Signer = s.CA.Delegate(stapletest.DelegateOptions{Key: s.CA.Key})
@@ -177,20 +181,65 @@ func TestAtMostEightSignatureChecks(t *testing.T) {
 		require.Len(t, f.delegates, 4)
 	})
 	t.Run("no more than eight certificates are parsed", func(t *testing.T) {
-		other := stapletest.NewCA(stapletest.CAOptions{})
-		other.Issuer = &x509.Certificate{RawSubject: s.CA.Issuer.RawSubject}
 		var all []*x509.Certificate
 		for range 8 {
-			all = append(all, other.Delegate(stapletest.DelegateOptions{CommonName: "other", Template: func(c *x509.Certificate) {
-				// It has the responder's name somewhere, or it would not be looked at before the right one.
-				c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: signer.Certificate.RawSubject})
-			}}).Certificate)
+			all = append(all, s.CA.Delegate(stapletest.DelegateOptions{IsCA: true}).Certificate)
 		}
 		_, err := find(s, new(Finder), by(append(all[:7:7], signer.Certificate)...))
 		require.NoError(t, err)
 		_, err = find(s, new(Finder), by(append(all, signer.Certificate)...))
 		refused(t, Unauthorized, err)
 	})
+	t.Run("certificates with other names and keys are not parsed", func(t *testing.T) {
+		var all []*x509.Certificate
+		for range 100 {
+			all = append(all, s.CA.Delegate(stapletest.DelegateOptions{Key: key, CommonName: "another responder"}).Certificate)
+		}
+		for _, byName := range []bool{false, true} {
+			_, err := find(s, new(Finder), s.Response(func(r *stapletest.Response) {
+				r.Signer, r.ByName, r.Certificates = signer, byName, append(all, signer.Certificate)
+			}))
+			require.NoError(t, err)
+		}
+	})
+}
+
+// What is remembered saves work, and changes no verdict.
+func TestVerdictsDoNotDependOnMemory(t *testing.T) {
+	s := scene.New()
+	key := s.CA.Delegate(stapletest.DelegateOptions{}).Key
+	signer := s.CA.Delegate(stapletest.DelegateOptions{})
+	twin := stapletest.NewCA(stapletest.CAOptions{})
+	twin.Issuer = &x509.Certificate{RawSubject: s.CA.Issuer.RawSubject}
+	decoys := map[string]func() *x509.Certificate{
+		"rightful delegates":          func() *x509.Certificate { return s.CA.Delegate(stapletest.DelegateOptions{Key: key}).Certificate },
+		"delegates without a purpose": func() *x509.Certificate { return s.CA.Delegate(stapletest.DelegateOptions{NoEKU: true}).Certificate },
+		"delegates that are CAs":      func() *x509.Certificate { return s.CA.Delegate(stapletest.DelegateOptions{IsCA: true}).Certificate },
+		"look-alikes":                 func() *x509.Certificate { return twin.Delegate(stapletest.DelegateOptions{}).Certificate },
+		"delegates that are not valid yet": func() *x509.Certificate {
+			return s.CA.Delegate(stapletest.DelegateOptions{NotBefore: s.Now.Add(scene.Day)}).Certificate
+		},
+	}
+	for name, decoy := range decoys {
+		t.Run(name, func(t *testing.T) {
+			warm := new(Finder)
+			_, err := find(s, warm, s.SignedBy(signer, signer.Certificate))
+			require.NoError(t, err)
+			var certs []*x509.Certificate
+			for n := range 10 {
+				der := s.Response(func(r *stapletest.Response) {
+					r.Signer, r.ByName = signer, true
+					r.Certificates = append(slices.Clone(certs), signer.Certificate)
+				})
+				_, fresh := find(s, new(Finder), der)
+				for range 2 {
+					_, err := find(s, warm, der)
+					require.Equal(t, fresh, err, "with %d before the signer", n)
+				}
+				certs = append(certs, decoy())
+			}
+		})
+	}
 }
 
 func TestDelegatesAreRemembered(t *testing.T) {
@@ -290,4 +339,77 @@ func TestErrorsWrap(t *testing.T) {
 	}))
 	refused(t, BadSignature, err)
 	require.ErrorContains(t, err, errors.Unwrap(err).Error())
+}
+
+func delegateOf(t *testing.T, ca *stapletest.CA, edit func(*x509.Certificate)) *stapletest.Signer {
+	t.Helper()
+	return ca.Delegate(stapletest.DelegateOptions{Template: edit})
+}
+
+// A CA among the local responders vouches for its delegates, by the rules for an issuer's.
+func TestALocalCAVouchesForItsDelegates(t *testing.T) {
+	s := scene.New()
+	local := stapletest.NewCA(stapletest.CAOptions{Name: "local"})
+	twin := stapletest.NewCA(stapletest.CAOptions{Name: "local"})
+	namesake := stapletest.NewCA(stapletest.CAOptions{Name: s.CA.Issuer.Subject.CommonName})
+	ended := reissued(t, local, func(c *x509.Certificate) { c.NotAfter = s.Now.Add(-time.Hour) })
+	future := reissued(t, local, func(c *x509.Certificate) { c.NotBefore = s.Now.Add(time.Hour) })
+	early := reissued(t, local, func(c *x509.Certificate) { c.NotAfter = s.Now.Add(time.Hour) })
+	noCA := reissued(t, local, func(c *x509.Certificate) { c.IsCA = false })
+	for _, test := range []struct {
+		name   string
+		signer *stapletest.Signer
+		local  []*x509.Certificate
+		kind   Kind
+	}{
+		{"a delegate", delegateOf(t, local, nil), []*x509.Certificate{local.Issuer}, 0},
+		{"a delegate of the second of one name", delegateOf(t, local, nil), []*x509.Certificate{nil, twin.Issuer, local.Issuer}, 0},
+		{"a delegate of a namesake of the issuer", delegateOf(t, namesake, nil), []*x509.Certificate{namesake.Issuer}, 0},
+		{"a delegate of the issuer beside a local namesake", delegateOf(t, s.CA, nil), []*x509.Certificate{namesake.Issuer}, 0},
+		{"a delegate of another", delegateOf(t, twin, nil), []*x509.Certificate{local.Issuer}, Unauthorized},
+		{"nobody is local", delegateOf(t, local, nil), nil, Unauthorized},
+		{"a delegate without a purpose", delegateOf(t, local, func(c *x509.Certificate) { c.ExtKeyUsage = nil }),
+			[]*x509.Certificate{local.Issuer}, Unauthorized},
+		{"a delegate that is a CA", delegateOf(t, local, func(c *x509.Certificate) { c.IsCA = true }),
+			[]*x509.Certificate{local.Issuer}, Unauthorized},
+		{"a delegate of one that is no CA", delegateOf(t, local, nil), []*x509.Certificate{noCA}, Unauthorized},
+		{"a delegate of a CA that is not valid yet", delegateOf(t, local, nil), []*x509.Certificate{future}, NotYetValid},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			der := s.SignedBy(test.signer, test.signer.Certificate)
+			f := new(Finder)
+			for range 2 {
+				c, err := find(s, f, der, test.local...)
+				if test.kind == 0 {
+					require.NoError(t, err)
+					require.Equal(t, test.signer.Certificate.Raw, c.Raw)
+				} else {
+					refused(t, test.kind, err)
+				}
+			}
+		})
+	}
+	t.Run("no longer than it is valid itself", func(t *testing.T) {
+		for _, ca := range []*x509.Certificate{early, ended} {
+			d := delegateOf(t, local, nil)
+			match := ocspder.Match{Leaf: s.Leaf, Issuer: s.CA.Issuer}
+			response, err := ocspder.Read(s.SignedBy(d, d.Certificate), match.Add)
+			require.NoError(t, err)
+			by, err := new(Finder).Find(response, &match, []*x509.Certificate{ca}, s.Now)
+			require.NoError(t, err)
+			require.Equal(t, ca.NotAfter, by.NotAfter)
+		}
+	})
+}
+
+// reissued is ca's certificate, issued anew for the same key.
+func reissued(t *testing.T, ca *stapletest.CA, edit func(*x509.Certificate)) *x509.Certificate {
+	t.Helper()
+	template := *ca.Issuer
+	edit(&template)
+	der, err := x509.CreateCertificate(rand.Reader, &template, &template, ca.Key.Public(), ca.Key)
+	require.NoError(t, err)
+	c, err := x509.ParseCertificate(der)
+	require.NoError(t, err)
+	return c
 }
