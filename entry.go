@@ -1,6 +1,7 @@
 package staple
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -9,8 +10,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/muststaple"
@@ -53,9 +56,10 @@ type entry struct {
 	changed    signal
 }
 
-// A response is one that the Verifier accepted. It never changes. Its times are in Unix microseconds.
+// A response is one that the Verifier accepted. It never changes, but for answer. Its times are in Unix microseconds.
 type response struct {
-	der                    []byte
+	der                    []byte        // what is stapled, stored and shown
+	answer                 atomic.Uint64 // hashOf what der was taken from: bytes that came, and need not be verified again
 	thisUpdate, producedAt int64
 	until                  int64 // by the Verifier
 	end                    int64 // until, or the leaf's NotAfter if that is earlier
@@ -73,6 +77,20 @@ func (r *response) newer(old *response) bool {
 	}
 	return r.revoked && !old.revoked
 }
+
+// same reports whether r and other are equal in times and status.
+func (r *response) same(other *response) bool { return !r.newer(other) && !other.newer(r) }
+
+// is reports whether r was taken from an answer, whose hash is given, or is that itself.
+func (r *response) is(answer []byte, hash uint64) bool {
+	return hash == r.answer.Load() || bytes.Equal(answer, r.der)
+}
+
+var seed = maphash.MakeSeed()
+
+// hashOf returns by what an answer is known again. Nobody can aim at it, since nobody knows the seed. If two hash alike
+// after all, the later is taken for what is held: it is never stapled.
+func hashOf(answer []byte) uint64 { return maphash.Bytes(seed, answer) }
 
 // current reports whether r has not ended.
 func (r *response) current() bool { return wall.Micro() < r.end }
@@ -129,15 +147,36 @@ func (e *entry) setIssuer(issuer *x509.Certificate) {
 	e.issuerKnown.Store(true)
 }
 
-// verify has the Verifier judge der, and caps its end with the leaf's.
-func (e *entry) verify(issuer *x509.Certificate, der []byte) (*response, error) {
+// judge has the Verifier judge answer. It returns what to staple of it, too: the Raw of the result, if the Verifier
+// accepts that, or else answer itself.
+func (e *entry) judge(issuer *x509.Certificate, answer []byte, now time.Time) (p *ocsp.Response, until time.Time, der []byte, err error) {
+	v := e.engine.verifier
+	p, until, err = v.Verify(answer, e.leaf, issuer, now)
+	switch {
+	case err != nil:
+		return nil, until, nil, err
+	case p == nil:
+		return nil, until, nil, errors.New("staple: the Verifier returned neither a response nor an error")
+	case len(p.Raw) == 0 || bytes.Equal(p.Raw, answer):
+		return p, until, answer, nil
+	}
+	if _, ok := v.(*ResponseVerifier); ok { // whose Raw says the same
+		return p, until, p.Raw, nil
+	}
+	raw := bytes.Clone(p.Raw)
+	again, end, err := v.Verify(raw, e.leaf, issuer, now)
+	if err != nil || again == nil || again.Status != p.Status || !again.ThisUpdate.Equal(p.ThisUpdate) {
+		return p, until, answer, nil
+	}
+	return again, end, raw, nil
+}
+
+// verify has the Verifier judge answer, and caps its end with the leaf's. The result shares no memory with answer.
+func (e *entry) verify(issuer *x509.Certificate, answer []byte) (*response, error) {
 	now := wall.Now()
-	p, until, err := e.engine.verifier.Verify(der, e.leaf, issuer, now)
+	p, until, der, err := e.judge(issuer, answer, now)
 	if err != nil {
 		return nil, err
-	}
-	if p == nil {
-		return nil, errors.New("staple: the Verifier returned neither a response nor an error")
 	}
 	thisUpdate := p.ThisUpdate
 	if thisUpdate.IsZero() {
@@ -147,13 +186,14 @@ func (e *entry) verify(issuer *x509.Certificate, der []byte) (*response, error) 
 		return nil, errUnknown
 	}
 	r := &response{
-		der:        der,
+		der:        bytes.Clone(der),
 		thisUpdate: wall.MicroOf(thisUpdate),
 		producedAt: wall.MicroOf(p.ProducedAt),
 		until:      wall.MicroOf(until),
 		end:        min(wall.MicroOf(until), wall.MicroOf(e.leaf.NotAfter)),
 		revoked:    p.Status == ocsp.Revoked,
 	}
+	r.answer.Store(hashOf(answer))
 	if !r.current() {
 		return nil, &VerifyError{Reason: ReasonExpired, Leaf: e.leaf,
 			Err: fmt.Errorf("the response, or the certificate, ended at %s", name.Time(wall.Time(r.end)))}

@@ -187,7 +187,8 @@ func (r *round) fresher() *response {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
-	case found != nil && found == e.held:
+	case found != nil && e.held != nil && found.same(e.held):
+		e.held.answer.Store(found.answer.Load()) // it may be untrimmed, or trimmed by somebody else
 		e.stored = true
 		return nil
 	case found == nil || e.held != nil && !found.newer(e.held):
@@ -243,30 +244,32 @@ type acceptor struct {
 	mu      sync.Mutex
 	held    *response // when the first came
 	taken   *response // the newest accepted, or held if nothing newer came
-	last    []byte    // the bytes accepted last
-	older   int       // authentic, but older than held
-	refused int       // for any other reason
+	last    uint64    // hashOf what was accepted last, if seen
+	seen    bool
+	older   int // authentic, but older than held
+	refused int // for any other reason
 }
 
 // accept is Request.Accept.
 func (a *acceptor) accept(der []byte) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.last != nil && bytes.Equal(der, a.last) {
+	hash := hashOf(der)
+	if a.seen && hash == a.last {
 		return nil
 	}
 	g := a.engine
 	g.mu.Lock()
 	a.held = a.entry.held
 	g.mu.Unlock()
-	if a.held != nil && bytes.Equal(der, a.held.der) && a.held.current() {
-		a.last = a.held.der
+	if a.held != nil && a.held.is(der, hash) && a.held.current() {
+		a.last, a.seen = hash, true
 		if a.taken == nil {
 			a.taken = a.held
 		}
 		return nil
 	}
-	r, err := a.verify(a.issuer, bytes.Clone(der))
+	r, err := a.verify(a.issuer, der)
 	if err != nil {
 		a.refused++
 		return err
@@ -276,9 +279,10 @@ func (a *acceptor) accept(der []byte) error {
 		return fmt.Errorf("staple: thisUpdate %s: %w, of %s", name.Time(wall.Time(r.thisUpdate)), errOlder,
 			name.Time(wall.Time(a.held.thisUpdate)))
 	}
-	a.last = r.der
+	a.last, a.seen = hash, true
 	switch {
 	case a.held != nil && !r.newer(a.held):
+		a.held.answer.Store(hash)
 		if a.taken == nil {
 			a.taken = a.held
 		}
@@ -344,7 +348,7 @@ func (e *entry) load(ctx context.Context, issuer *x509.Certificate) (*response, 
 	g.mu.Lock()
 	held := e.held
 	g.mu.Unlock()
-	if held != nil && bytes.Equal(der, held.der) {
+	if held != nil && held.is(der, hashOf(der)) {
 		return held, nil
 	}
 	r, err := e.verify(issuer, der)

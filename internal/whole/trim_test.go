@@ -1,0 +1,230 @@
+package whole
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/world"
+	"github.com/go-staple/staple/stapletest"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ocsp"
+)
+
+// A chained is a good response about a leaf, as a responder sends it that embeds its whole chain.
+type chained struct {
+	signer *stapletest.Signer
+	at     time.Time
+}
+
+// der is the response, behind whose signer others are embedded.
+func (c chained) der(ca *stapletest.CA, leaf *x509.Certificate, others ...*x509.Certificate) []byte {
+	r := stapletest.NewResponse(ca, leaf)
+	r.Signer, r.ProducedAt, r.Singles[0].ThisUpdate, r.Singles[0].NextUpdate = c.signer, c.at, c.at, c.at.Add(7*world.Day)
+	r.Certificates = append([]*x509.Certificate{c.signer.Certificate}, others...)
+	return r.DER()
+}
+
+// trimmed is what a ResponseVerifier makes of der.
+func trimmed(t *testing.T, der []byte, leaf tls.Certificate) []byte {
+	r, _, err := new(staple.ResponseVerifier).Verify(der, leaf.Leaf, world.CA().Issuer, time.Now())
+	require.NoError(t, err)
+	require.Less(t, len(r.Raw), len(der))
+	return r.Raw
+}
+
+// A listed is a MemoryCache that counts what is put into it.
+type listed struct {
+	*staple.MemoryCache
+	puts atomic.Int32
+}
+
+func (c *listed) Put(ctx context.Context, key string, data []byte) error {
+	c.puts.Add(1)
+	return c.MemoryCache.Put(ctx, key, data)
+}
+
+// A judge is a Verifier that counts its verdicts, and may have something to say about the result.
+type judge struct {
+	calls atomic.Int32
+	edit  func(der []byte, r *ocsp.Response) error
+}
+
+func (j *judge) Verify(der []byte, leaf, issuer *x509.Certificate, now time.Time) (*ocsp.Response, time.Time, error) {
+	j.calls.Add(1)
+	r, end, err := new(staple.ResponseVerifier).Verify(der, leaf, issuer, now)
+	if err == nil && j.edit != nil {
+		err = j.edit(der, r)
+	}
+	return r, end, err
+}
+
+// What is stapled, stored and shown embeds nobody but its signer.
+func TestWhatIsStapledIsTrimmed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		cert := w.Leaf()
+		from := chained{w.CA.Delegate(stapletest.DelegateOptions{}), time.Now()}
+		der := from.der(w.CA, cert.Leaf, w.CA.Issuer, w.CA.Root)
+		want := trimmed(t, der, cert)
+		w.Responder.Set(nil, stapletest.Answer{Replay: der})
+		cache := &listed{MemoryCache: staple.NewMemoryCache()}
+		c := w.Add(w.Stapler(func(s *staple.Stapler) { s.Cache = cache }), cert)
+		synctest.Wait()
+		stored, err := cache.Get(t.Context(), world.CacheKey(cert.Leaf))
+		require.NoError(t, err)
+		require.Equal(t, want, stored)
+		require.Equal(t, want, c.TLS().OCSPStaple)
+		require.Equal(t, want, c.Response())
+
+		carrying := cert
+		carrying.OCSPStaple = der
+		c, err = w.Stapler().Add(carrying)
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Equal(t, want, c.TLS().OCSPStaple, "one that comes with the certificate")
+	})
+}
+
+// The same answer costs one verification, whatever is trimmed away from it, and one that says the same is nothing new.
+func TestTheSameAnswerIsVerifiedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		cert := w.Leaf()
+		from := chained{w.CA.Delegate(stapletest.DelegateOptions{}), time.Now()}
+		der := from.der(w.CA, cert.Leaf, w.CA.Issuer)
+		w.Responder.Set(nil, stapletest.Answer{Replay: der})
+		v := new(judge)
+		cache := &listed{MemoryCache: staple.NewMemoryCache()}
+		s := w.Stapler(func(s *staple.Stapler) { s.Verifier, s.Cache = v, cache })
+		c := w.Add(s, cert)
+		synctest.Wait()
+		stapled := c.TLS().OCSPStaple
+		require.EqualValues(t, 2, v.calls.Load(), "the answer, and what is left of it")
+		refresh := func(calls int) {
+			before := v.calls.Load()
+			require.NoError(t, c.Refresh(world.Soon(t)))
+			synctest.Wait()
+			require.EqualValues(t, calls, v.calls.Load()-before)
+			require.Equal(t, stapled, c.TLS().OCSPStaple)
+			require.EqualValues(t, 1, cache.puts.Load())
+		}
+		refresh(0)
+		w.Responder.Set(nil, stapletest.Answer{Replay: stapled})
+		refresh(0)
+		w.Responder.Set(nil, stapletest.Answer{Replay: from.der(w.CA, cert.Leaf, w.CA.Issuer, w.CA.Root)})
+		refresh(2)
+		refresh(0)
+		require.Equal(t, 1, world.Count(w.Log.Kinds(), staple.EventStapled))
+	})
+}
+
+// An untrimmed response in the cache counts, is stapled trimmed, and stays as it is.
+func TestAnUntrimmedResponseInTheCacheCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		cert := w.Leaf()
+		from := chained{w.CA.Delegate(stapletest.DelegateOptions{}), time.Now()}
+		der := from.der(w.CA, cert.Leaf, w.CA.Issuer)
+		want := trimmed(t, der, cert)
+		cache := &listed{MemoryCache: staple.NewMemoryCache()}
+		require.NoError(t, cache.MemoryCache.Put(t.Context(), world.CacheKey(cert.Leaf), der))
+		w.Responder.Set(nil, stapletest.Answer{Replay: der})
+		v := new(judge)
+		c := w.Add(w.Stapler(func(s *staple.Stapler) { s.Verifier, s.Cache = v, cache }), cert)
+		for range 3 {
+			synctest.Wait()
+			require.Equal(t, want, c.TLS().OCSPStaple)
+			require.EqualValues(t, 2, v.calls.Load())
+			require.Zero(t, cache.puts.Load())
+			require.NoError(t, c.Refresh(world.Soon(t)))
+		}
+		require.Len(t, w.Responder.Requests(nil), 3)
+
+		// Nor is it rewritten by one who holds it trimmed already.
+		other := &listed{MemoryCache: staple.NewMemoryCache()}
+		c = w.Add(w.Stapler(func(s *staple.Stapler) { s.Cache = other }), cert)
+		synctest.Wait()
+		require.NoError(t, other.MemoryCache.Put(t.Context(), world.CacheKey(cert.Leaf), der))
+		require.NoError(t, c.Refresh(world.Soon(t)))
+		synctest.Wait()
+		require.EqualValues(t, 1, other.puts.Load())
+		require.Equal(t, want, c.TLS().OCSPStaple)
+	})
+}
+
+// Of another Verifier's result, Raw is stapled if that Verifier accepts it.
+func TestTheRawOfAnotherVerifier(t *testing.T) {
+	for name, tt := range map[string]struct {
+		edit    func(came, trimmed []byte) func(der []byte, r *ocsp.Response) error
+		trimmed bool
+	}{
+		"accepted": {func(_, _ []byte) func([]byte, *ocsp.Response) error { return nil }, true},
+		"not set": {func(_, _ []byte) func([]byte, *ocsp.Response) error {
+			return func(_ []byte, r *ocsp.Response) error { r.Raw = nil; return nil }
+		}, false},
+		"refused": {func(came, _ []byte) func([]byte, *ocsp.Response) error {
+			return func(der []byte, _ *ocsp.Response) error {
+				if !bytes.Equal(der, came) {
+					return errors.New("not as it came")
+				}
+				return nil
+			}
+		}, false},
+		"garbage": {func(_, _ []byte) func([]byte, *ocsp.Response) error {
+			return func(_ []byte, r *ocsp.Response) error { r.Raw = []byte("garbage"); return nil }
+		}, false},
+		"with another status": {func(came, _ []byte) func([]byte, *ocsp.Response) error {
+			return func(der []byte, r *ocsp.Response) error {
+				if !bytes.Equal(der, came) {
+					r.Status = ocsp.Revoked
+				}
+				return nil
+			}
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := world.New(t)
+				cert := w.Leaf()
+				from := chained{w.CA.Delegate(stapletest.DelegateOptions{}), time.Now()}
+				der := from.der(w.CA, cert.Leaf, w.CA.Issuer)
+				want := trimmed(t, der, cert)
+				w.Responder.Set(nil, stapletest.Answer{Replay: der})
+				c := w.Add(w.Stapler(func(s *staple.Stapler) { s.Verifier = &judge{edit: tt.edit(der, want)} }), cert)
+				if !tt.trimmed {
+					want = der
+				}
+				require.Equal(t, want, c.TLS().OCSPStaple)
+			})
+		})
+	}
+}
+
+// Of a Verifier, the result's memory is its own.
+func TestAVerifierMayReuseItsMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		cert := w.Leaf()
+		from := chained{w.CA.Delegate(stapletest.DelegateOptions{}), time.Now()}
+		der := from.der(w.CA, cert.Leaf, w.CA.Issuer)
+		want := trimmed(t, der, cert)
+		w.Responder.Set(nil, stapletest.Answer{Replay: der})
+		buffer := make([]byte, len(der))
+		c := w.Add(w.Stapler(func(s *staple.Stapler) {
+			s.Verifier = &judge{edit: func(_ []byte, r *ocsp.Response) error {
+				r.Raw = buffer[:copy(buffer, r.Raw)]
+				return nil
+			}}
+		}), cert)
+		clear(buffer)
+		require.Equal(t, want, c.TLS().OCSPStaple)
+	})
+}
