@@ -381,7 +381,8 @@ func (f *HTTPFetcher) certificates(ctx context.Context, name string) ([]*x509.Ce
 
 // client returns the client to use, and its bounds.
 func (f *HTTPFetcher) client() exchange.Client {
-	c := exchange.Client{HTTP: f.Client, Timeout: f.requestTimeout(), MaxBody: cmp.Or(f.MaxResponseSize, defaultMaxResponseSize)}
+	c := exchange.Client{HTTP: f.Client, Timeout: f.requestTimeout(),
+		MaxBody: cmp.Or(f.MaxResponseSize, defaultMaxResponseSize), Bound: "HTTPFetcher.MaxResponseSize"}
 	if c.HTTP != nil {
 		return c
 	}

@@ -71,7 +71,7 @@ var (
 		".example.com", "example.com", "example", "example.", ".", "..", "", " ", "-x.example.com", "x-.example.com", "_x.example.com",
 		"a..b", "a\x00b.example.com", "exämple.com", "EXÄMPLE.com", "xn--exmple-cua.com", "192.0.2.1", "192.0.2.1.", "*.0.2.1", "192.0.2",
 		"192.0.2.256", "0xc0000201", "192.0.02.1", "[192.0.2.1]", "2001:db8::1", "[2001:db8::1]", "2001:DB8::1", "2001:db8::1%eth0",
-		"[2001:db8::1%eth0]", "::ffff:192.0.2.1", "[::ffff:192.0.2.1]", "[]", "[www.example.com]", "www.example.com:443", "ab:cd",
+		"[2001:db8::1%eth0]", "2001:db8::1%", "2001:DB8::1%25eth0", "192.0.2.1%eth0", "::ffff:192.0.2.1%1", "[::%0]", "www.example.com%eth0", "::ffff:192.0.2.1", "[::ffff:192.0.2.1]", "[]", "[www.example.com]", "www.example.com:443", "ab:cd",
 		"*.192.0.2.1", "x.192.0.2.1", "\x80\xff", "a b.example.com", "*.x_y.example.com", "q.x_y.example.com",
 		strings.Repeat("a", 300) + ".example.com", strings.Repeat("a.", 130) + "com", "*." + strings.Repeat("b.", 130) + "com",
 		"z." + strings.Repeat("b.", 130) + "com",

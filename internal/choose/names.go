@@ -1,8 +1,11 @@
 package choose
 
 import (
+	"crypto/x509"
+	"net"
 	"net/netip"
 	"strings"
+	"sync"
 )
 
 // lower is x509's toLowerCaseASCII.
@@ -53,5 +56,14 @@ func parseAddress(name string) (addr netip.Addr, ok bool) {
 		name = name[1 : len(name)-1]
 	}
 	addr, err := netip.ParseAddr(name)
+	if addr.Zone() != "" && zoned() {
+		addr = addr.WithZone("") // which a certificate cannot have
+	}
 	return addr, err == nil && addr.Zone() == ""
 }
+
+// zoned reports whether VerifyHostname takes an address with a zone for the address, as it does from Go 1.27 on.
+var zoned = sync.OnceValue(func() bool {
+	c := &x509.Certificate{IPAddresses: []net.IP{net.IPv6loopback}}
+	return c.VerifyHostname("::1%zone") == nil
+})

@@ -70,6 +70,7 @@ type Client struct {
 	HTTP    *http.Client
 	Timeout time.Duration // of an exchange, its redirects and its body included
 	MaxBody int64         // how many bytes of it are read; more is an error
+	Bound   string        // what sets MaxBody, for that error; empty: nothing does
 }
 
 // A Result is what came of an exchange.
@@ -94,15 +95,16 @@ func (c Client) Do(ctx context.Context, method, target string, body []byte, head
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
-	result.Err = c.do(ctx, method, target, body, header, &result)
+	result.Err = c.do(ctx, cancel, method, target, body, header, &result)
 	if result.Err != nil && ctx.Err() == context.DeadlineExceeded {
 		result.Err = fmt.Errorf("no complete answer within %v: %w", time.Since(began).Round(time.Millisecond), result.Err)
 	}
 	return result
 }
 
-// do fills in everything but result.Err.
-func (c Client) do(ctx context.Context, method, target string, body []byte, header http.Header, result *Result) error {
+// do fills in everything but result.Err. It calls cancel, of ctx, before it gives an answer up: from Go 1.27 on, net/http
+// would read on for a while, so as to use the connection again.
+func (c Client) do(ctx context.Context, cancel func(), method, target string, body []byte, header http.Header, result *Result) error {
 	var silent, heard atomic.Bool
 	trace := &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { silent.Store(true) },
@@ -134,6 +136,7 @@ func (c Client) do(ctx context.Context, method, target string, body []byte, head
 		return err
 	}
 	defer resp.Body.Close()
+	defer cancel()
 	result.Body, err = io.ReadAll(http.MaxBytesReader(nil, resp.Body, c.MaxBody))
 	_, tooLarge := errors.AsType[*http.MaxBytesError](err)
 	encoding := resp.Header.Get("Content-Encoding")
@@ -141,7 +144,11 @@ func (c Client) do(ctx context.Context, method, target string, body []byte, head
 	case resp.StatusCode != http.StatusOK:
 		return fmt.Errorf("%d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
 	case tooLarge:
-		return result.Unusable(fmt.Sprintf("larger than %d bytes", c.MaxBody))
+		why := fmt.Sprintf("larger than %d bytes", c.MaxBody)
+		if c.Bound != "" {
+			why += ", which " + c.Bound + " sets"
+		}
+		return result.Unusable(why)
 	case err != nil:
 		return fmt.Errorf("the body was cut short after %d bytes: %w", len(result.Body), err)
 	case encoding != "" && encoding != "identity":

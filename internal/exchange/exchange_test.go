@@ -353,3 +353,34 @@ func TestAnswerIsClosed(t *testing.T) {
 	require.ErrorIs(t, c.Do(t.Context(), http.MethodGet, "http://a.example", nil, http.Header{}).Err, ErrUnusable)
 	require.True(t, body.Closed)
 }
+
+// Of an answer that is given up, no more is read behind the caller's back.
+func TestAnEndlessBodyIsNotReadOn(t *testing.T) {
+	for name, header := range map[string]string{"without a length": "\r\n", "with a length": "Content-Length: 200000\r\n\r\n"} {
+		t.Run(name, func(t *testing.T) {
+			for range 20 {
+				var sent atomic.Int64
+				ended := make(chan struct{})
+				server := testhttp.ServeRaw(t, func(conn net.Conn) {
+					defer close(ended)
+					_, err := io.WriteString(conn, testhttp.OK+header)
+					for n := 0; err == nil; sent.Add(int64(n)) {
+						n, err = conn.Write(make([]byte, 1000))
+					}
+				})
+				c, read := newClient(t, 5*time.Second)
+				r := c.Do(t.Context(), http.MethodGet, server, nil, http.Header{})
+				require.ErrorIs(t, r.Err, ErrUnusable)
+				<-ended // the connection is closed
+				require.LessOrEqual(t, read.Load(), int64(72<<10), "of %d bytes sent", sent.Load())
+			}
+		})
+	}
+}
+
+func TestWhatSetsTheBoundIsNamed(t *testing.T) {
+	server := testhttp.ServeRaw(t, testhttp.Says(testhttp.OK+"Content-Length: 11\r\n\r\nhello world"))
+	c, _ := newClient(t, 5*time.Second)
+	c.MaxBody, c.Bound = 10, "Thing.MaxSize"
+	require.ErrorContains(t, c.Do(t.Context(), http.MethodGet, server, nil, http.Header{}).Err, "larger than 10 bytes, which Thing.MaxSize sets, ")
+}

@@ -33,25 +33,38 @@ func Of(c *x509.Certificate) string {
 	return fmt.Sprintf("%.100q (serial %s)", name, serial)
 }
 
-// Serial returns a serial number, the content of an INTEGER in DER, as certificate viewers show it: 04:a1:3f.
+// Serial returns a serial number, the content of an INTEGER in DER, as certificate viewers show it: 04:a1:3f. A negative
+// one, which RFC 5280 s4.1.2.2 forbids, has a minus before it.
 func Serial(b []byte) string {
+	if len(b) > 0 && b[0] >= 0x80 {
+		return "-" + octets(negated(b))
+	}
+	return octets(b)
+}
+
+// octets returns the octets of a number, without a sign, as Serial shows them.
+func octets(b []byte) string {
 	if len(b) > 1 && b[0] == 0 {
 		b = b[1:]
 	}
+	more := ""
 	if len(b) > 20 {
-		return Serial(b[:20]) + "..."
+		b, more = b[:20], "..."
 	}
-	return strings.ReplaceAll(fmt.Sprintf("% x", b), " ", ":")
+	return strings.ReplaceAll(fmt.Sprintf("% x", b), " ", ":") + more
+}
+
+// negated returns what has to be added to b, which is negative, to make it zero.
+func negated(b []byte) []byte {
+	n := new(big.Int).Lsh(big.NewInt(1), uint(8*len(b)))
+	return n.Sub(n, new(big.Int).SetBytes(b)).Bytes()
 }
 
 // Time returns t in UTC, to the second.
 func Time(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// content returns the content of an INTEGER, or what Serial makes the same of.
+// content returns the content of an INTEGER.
 func content(n *big.Int) (b []byte) {
-	if n.Sign() > 0 {
-		return n.Bytes()
-	}
 	var element cryptobyte.Builder
 	element.AddASN1BigInt(n)
 	s := cryptobyte.String(element.BytesOrPanic())

@@ -12,6 +12,7 @@ import (
 )
 
 func TestOf(t *testing.T) {
+	negative := func(n int64) *x509.Certificate { return &x509.Certificate{SerialNumber: big.NewInt(n)} }
 	huge := new(big.Int).Lsh(big.NewInt(0x7f), 8*30)
 	for _, test := range []struct {
 		c    *x509.Certificate
@@ -22,6 +23,13 @@ func TestOf(t *testing.T) {
 		{&x509.Certificate{Subject: pkix.Name{CommonName: "a\x00b"}, SerialNumber: big.NewInt(0)}, `"CN=a\x00b" (serial 00)`},
 		{&x509.Certificate{DNSNames: []string{"a.example", "b.example"}, SerialNumber: big.NewInt(0x80)}, `"a.example" (serial 80)`},
 		{&x509.Certificate{IPAddresses: []net.IP{net.IPv4(192, 0, 2, 1)}, SerialNumber: big.NewInt(0x7f01)}, `"192.0.2.1" (serial 7f:01)`},
+		{negative(-1), `"" (serial -01)`},
+		{negative(-0x80), `"" (serial -80)`},
+		{negative(-0x81), `"" (serial -81)`},
+		{negative(-0xff), `"" (serial -ff)`},
+		{negative(0xff), `"" (serial ff)`},
+		{negative(-0x100), `"" (serial -01:00)`},
+		{negative(-0x8000), `"" (serial -80:00)`},
 		{&x509.Certificate{DNSNames: []string{strings.Repeat("x", 500)}, SerialNumber: huge},
 			`"` + strings.Repeat("x", 100) + `" (serial 7f` + strings.Repeat(":00", 19) + `...)`},
 	} {
