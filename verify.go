@@ -41,12 +41,14 @@ type Verifier interface {
 //     If it speaks about the leaf more than once, revoked counts before unknown, unknown before good,
 //     and then the latest thisUpdate.
 //   - It is signed with RSA (PKCS #1 v1.5 or PSS) or ECDSA (P-256, P-384, P-521), with SHA-256, SHA-384
-//     or SHA-512, or with Ed25519. RSA keys above 8192 bits are refused.
+//     or SHA-512, or with Ed25519. RSA keys above 8192 bits are refused. Built with Go 1.27 or newer, it
+//     may be signed with ML-DSA (RFC 9881), too.
 //   - The signer is the issuer, that is, the issuer's key; or one of Responders; or a delegated
 //     responder, whose certificate is among those embedded. The responderID names this signer, by the
-//     very bytes of its name or by the hash of its key. Other certificates may be embedded as well.
-//   - now is not before thisUpdate or producedAt, but for ClockSkew, and before the end, which is the
-//     earlier of nextUpdate and the NotAfter of a signer other than the issuer.
+//     very bytes of its name or by the hash of its key. What else is embedded makes no difference.
+//   - now is not before thisUpdate, but for ClockSkew, and before the end, which is the earlier of
+//     nextUpdate and the NotAfter of a signer other than the issuer. What producedAt says makes no
+//     difference, as RFC 6960 s3.2 has it, but like thisUpdate it must not lie before 1970.
 //
 // A delegated responder's certificate must be issued by the issuer itself: it has its name and is signed
 // by its key. It must list the extended key usage id-kp-OCSPSigning; its key usage, if any, must include
@@ -57,14 +59,22 @@ type Verifier interface {
 //     refuses it on purpose, and what one of the large clients refuses should not be stapled.
 //   - A delegate without id-pkix-ocsp-nocheck is accepted, and never checked for revocation itself: RFC
 //     6960 s4.2.2.2.1 leaves that to local policy, and neither BoringSSL nor mozilla::pkix checks.
+//   - A delegate that the responderID names by the issuer's own name is refused, since mozilla::pkix
+//     takes the issuer for the signer then.
 //   - A delegate that has expired since it signed is refused: RFC 6960 s3.2 (4) asks for a signer that is
 //     currently authorized, and both clients go by the current time.
 //
-// Of one response, at most eight signatures are checked, its certificates' included. Delegated
-// responders are remembered, so that later responses of theirs cost one check instead of two.
+// Of one response, at most eight signatures are checked, its certificates' included, and as many
+// certificates parsed. Delegated responders are remembered, so that later responses of theirs cost one
+// check instead of two; no verdict depends on that.
+//
+// Nobody signs the list of embedded certificates, nor what surrounds the parts that are signed, and what
+// somebody put there may make clients refuse the whole. So the result's Raw is trimmed: it says the same,
+// is in strict DER throughout, and embeds the signer's certificate alone, exactly as it was signed, or
+// none if the issuer signed. It is what to staple. To verify Raw gives the same result, Raw unchanged.
 type ResponseVerifier struct {
-	// ClockSkew is how far thisUpdate and producedAt may lie in the future. Zero: 5 minutes; negative:
-	// not at all. It never applies to the end.
+	// ClockSkew is how far thisUpdate may lie in the future. Zero: 5 minutes; negative: not at all. It
+	// never applies to the end.
 	ClockSkew time.Duration
 
 	// MaxAge is how long a response without nextUpdate counts, from its thisUpdate on. Zero: 24 hours,
@@ -72,7 +82,8 @@ type ResponseVerifier struct {
 	MaxAge time.Duration
 
 	// Responders are trusted to sign for every issuer, RFC 6960 s4.2.2.2 (1). Nothing is asked of them
-	// but that they are valid.
+	// but that they are valid. One that is a CA vouches for the delegated responders that it issued, by
+	// the rules for an issuer's, as long as it is valid itself: so a responder may renew its certificate.
 	Responders []*x509.Certificate
 
 	signers signer.Finder
@@ -92,7 +103,7 @@ const (
 	ReasonBadSignature                           // the signature does not verify
 	ReasonUnauthorizedSigner                     // not signed by the issuer, nor by a responder that it authorized
 	ReasonWrongCertificate                       // no statement about this certificate
-	ReasonNotYetValid                            // thisUpdate, producedAt or the signer's NotBefore lies in the future
+	ReasonNotYetValid                            // thisUpdate or the signer's NotBefore lies in the future
 	ReasonExpired                                // nextUpdate, or the end of the signer's certificate, has passed
 	ReasonUnsupportedAlgorithm                   // a signature or hash algorithm that is unknown, or too weak
 )
@@ -164,9 +175,9 @@ func refusal(err error) error {
 // Verify implements [Verifier]. Every error is a [*VerifyError], and one about a response with an error
 // status wraps its [ocsp.ResponseError].
 //
-// The result is filled in as ocsp.ParseResponseForCert does, but for Certificate: it is the signer's
-// certificate if that was embedded, wherever, and otherwise nil. The result shares memory with response
-// and, where they signed it, with issuer and the certificates remembered: do not change it.
+// The result is filled in as ocsp.ParseResponseForCert does, but for two fields: Raw is what to staple,
+// trimmed as [ResponseVerifier] says, and Certificate is the signer's if Raw embeds it, otherwise nil. The
+// result shares memory with response and with certificates that are remembered: do not change it.
 func (v *ResponseVerifier) Verify(response []byte, leaf, issuer *x509.Certificate, now time.Time) (r *ocsp.Response, end time.Time, err error) {
 	r, end, endOf, err := v.verify(response, leaf, issuer, now)
 	if err == nil {
@@ -225,8 +236,9 @@ func (v *ResponseVerifier) verify(response []byte, leaf, issuer *x509.Certificat
 	if s.ThisUpdate.After(latest) {
 		return fail(refuse(ReasonNotYetValid, "thisUpdate is %s, and the clock says %s", name.Time(s.ThisUpdate), name.Time(now)))
 	}
-	if basic.ProducedAt.After(latest) {
-		return fail(refuse(ReasonNotYetValid, "producedAt is %s, and the clock says %s", name.Time(basic.ProducedAt), name.Time(now)))
+	if s.ThisUpdate.Unix() < 0 || basic.ProducedAt.Unix() < 0 {
+		return fail(refuse(ReasonMalformed, "thisUpdate is %s and producedAt is %s: no time before 1970 makes sense",
+			name.Time(s.ThisUpdate), name.Time(basic.ProducedAt)))
 	}
 	maxAge := v.MaxAge
 	if maxAge == 0 {
@@ -238,9 +250,9 @@ func (v *ResponseVerifier) verify(response []byte, leaf, issuer *x509.Certificat
 	case s.HasNextUpdate:
 		endOf = "nextUpdate"
 	case maxAge < 0:
-		return fail(refuse(ReasonMalformed, "no nextUpdate, which RFC 9919 s5 demands"))
+		return fail(refuse(ReasonMalformed, "no nextUpdate, which RFC 9919 s5 demands, as does a negative ResponseVerifier.MaxAge"))
 	default:
-		endOf = "the end of the time to trust it without nextUpdate"
+		endOf = "the end of the time to trust it without nextUpdate, which is ResponseVerifier.MaxAge,"
 	}
 	end = s.End(maxAge)
 	if !by.NotAfter.IsZero() && by.NotAfter.Before(end) {
@@ -263,6 +275,8 @@ func (v *ResponseVerifier) verify(response []byte, leaf, issuer *x509.Certificat
 // certificate is good. If it says revoked, the error wraps [ErrRevoked]. Without a staple the connection
 // passes, unless the certificate is Must-Staple (RFC 7633), or its TLS feature extension is malformed.
 // No staple can speak about a certificate that is a trust anchor itself: it is not looked at.
+//
+// What the peer sent is judged as Verify does: what would be trimmed away makes no difference.
 //
 // A resumed session keeps the staple of the handshake that began it, so there all is checked again but
 // the end.

@@ -262,7 +262,7 @@ func TestVerifyConnectionOfResumedSessionsRefuses(t *testing.T) {
 			r.Singles[0].Status, r.Singles[0].RevokedAt = ocsp.Revoked, s.Now
 		}), "revoked"},
 		"forged":          {scene.New().Response(nil), "refused"},
-		"from the future": {s.Response(func(r *stapletest.Response) { r.ProducedAt = s.Now.Add(scene.Day) }), "producedAt"},
+		"from the future": {s.Response(func(r *stapletest.Response) { r.Singles[0].ThisUpdate = s.Now.Add(scene.Day) }), "thisUpdate"},
 		"an unauthorized delegate": {s.Response(func(r *stapletest.Response) {
 			r.Signer = s.CA.Delegate(stapletest.DelegateOptions{NoEKU: true, NotAfter: s.Now.Add(-time.Minute)})
 		}), "OCSPSigning"},

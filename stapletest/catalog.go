@@ -341,7 +341,10 @@ func (c *catalog) times() {
 	times("thisUpdate in a year", why, 365*day, 372*day)
 	times("nextUpdate before thisUpdate", why, -time.Minute, -time.Hour)
 	times("nextUpdate before a thisUpdate in the future", why, time.Hour, time.Minute)
-	c.add("producedAt in an hour", why, func(r *Response) { r.ProducedAt = c.now.Add(time.Hour) })
+	c.add("thisUpdate before 1970", why, func(r *Response) {
+		r.Singles[0].ThisUpdate = time.Date(1969, 12, 31, 23, 59, 59, 0, time.UTC)
+	})
+	c.add("producedAt before 1970", why, func(r *Response) { r.ProducedAt = time.Date(1969, 12, 31, 23, 59, 59, 0, time.UTC) })
 	c.add("no nextUpdate and thisUpdate a month ago", why, func(r *Response) {
 		r.ProducedAt = c.now.Add(-30 * day)
 		r.Singles[0].ThisUpdate = r.ProducedAt
@@ -773,6 +776,7 @@ func (c *catalog) validContents() {
 	single("nextUpdate after the leaf expires", current, ocsp.Good, func(s *Single) {
 		s.NextUpdate = c.leaf.NotAfter.Add(day)
 	})
+	c.add("producedAt in an hour", "RFC 6960 s3.2 asks nothing of it", func(r *Response) { r.ProducedAt = c.now.Add(time.Hour) })
 	c.add("produced days after thisUpdate", current, func(r *Response) { r.Singles[0].ThisUpdate = c.now.Add(-3 * day) })
 
 	const harmless = "RFC 6960 s4.4: unknown and not critical"

@@ -57,7 +57,7 @@ var (
 //
 // It wants DER, but for what real responders get wrong. Both BoringSSL's pki/ocsp.cc and mozilla::pkix let pass that v1,
 // the default, is spelled out, and that the extension with Certificate Transparency's timestamps (RFC 6962 s3.3) is
-// marked critical. An empty list of extensions, which RFC 5280 s4.1 forbids, mozilla::pkix lets pass.
+// marked critical. An empty list of extensions, which RFC 5280 s4.1 forbids, mozilla::pkix lets pass, BoringSSL does not.
 func Read(der []byte, each func(Single)) (*Response, error) {
 	var outer, wrapped, inner, response cryptobyte.String
 	var status int

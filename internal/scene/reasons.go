@@ -90,7 +90,6 @@ var reasons = map[string][]string{
 		"thisUpdate in an hour",
 		"thisUpdate in a year",
 		"nextUpdate before a thisUpdate in the future",
-		"producedAt in an hour",
 	},
 	"expired": {
 		"a delegate that has expired",

@@ -1,6 +1,7 @@
 package signer
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -412,4 +413,32 @@ func reissued(t *testing.T, ca *stapletest.CA, edit func(*x509.Certificate)) *x5
 	c, err := x509.ParseCertificate(der)
 	require.NoError(t, err)
 	return c
+}
+
+func TestErrorsAreTelling(t *testing.T) {
+	s := scene.New()
+	reencoded := s.CA.Issuer.RawSubject
+	require.Contains(t, string(reencoded), "\x13\rstapletest CA", "a PrintableString")
+	reencoded = bytes.Replace(reencoded, []byte("\x13\r"), []byte("\x0c\r"), 1)
+	utf8 := (&stapletest.CA{Issuer: &x509.Certificate{RawSubject: reencoded}, Key: s.CA.Key}).Delegate(stapletest.DelegateOptions{})
+	namesake := delegateOf(t, s.CA, func(c *x509.Certificate) { c.RawSubject = s.CA.Issuer.RawSubject })
+	for _, test := range []struct {
+		name, want string
+		der        []byte
+	}{
+		{"an issuer's name in another encoding", "in another encoding than the issuer", s.SignedBy(utf8, utf8.Certificate)},
+		{"the responderID alone is wrong", "its responderID names the holder of a key with hash ", s.Response(func(r *stapletest.Response) {
+			r.ResponderID = s.Leaf
+		})},
+		{"the issuer's own name", "; an embedded certificate that bears the issuer's own name is not looked at, since clients do not either",
+			s.Response(func(r *stapletest.Response) { r.Signer, r.ByName = namesake, true })},
+		{"SHA-1", "its signature is not checked with the key of ", s.Response(func(r *stapletest.Response) {
+			r.SignatureAlgorithm = x509.ECDSAWithSHA1
+		})},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := find(s, new(Finder), test.der)
+			require.ErrorContains(t, err, test.want)
+		})
+	}
 }
