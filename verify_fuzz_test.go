@@ -20,6 +20,7 @@ import (
 
 	"github.com/go-staple/staple"
 	"github.com/go-staple/staple/internal/exhaustive"
+	"github.com/go-staple/staple/internal/mldsa"
 	"github.com/go-staple/staple/internal/scene"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
@@ -53,7 +54,7 @@ func TestOneVerifierForManyGoroutines(t *testing.T) {
 
 func TestTheResultIsFilledInAsByXCrypto(t *testing.T) {
 	for kind, ca := range scene.Kinds() {
-		if kind == "Ed25519" {
+		if kind == "Ed25519" || strings.HasPrefix(kind, "MLDSA") {
 			continue // which x/crypto does not know
 		}
 		leaf := ca.Leaf(stapletest.LeafOptions{}).Leaf
@@ -121,7 +122,11 @@ func TestTheCertificateOfTheResult(t *testing.T) {
 
 // Nothing but what was signed comes out, whatever is done to a byte. Of what is trimmed already, nothing may be changed.
 func TestNoCorruptionIsAccepted(t *testing.T) {
-	for _, k := range []stapletest.KeyType{stapletest.ECDSAP256, stapletest.RSA2048, stapletest.Ed25519} {
+	kinds := []stapletest.KeyType{stapletest.ECDSAP256, stapletest.RSA2048, stapletest.Ed25519}
+	if mldsa.Supported {
+		kinds = append(kinds, stapletest.MLDSA44)
+	}
+	for _, k := range kinds {
 		ca := stapletest.NewCA(stapletest.CAOptions{KeyType: k, Intermediate: true})
 		s := scene.Scene{CA: ca, Leaf: ca.Leaf(stapletest.LeafOptions{}).Leaf, Now: time.Now()}
 		d := ca.Delegate(stapletest.DelegateOptions{KeyType: k})

@@ -464,7 +464,7 @@ func TestErrorsSayWhatWasSeen(t *testing.T) {
 			r.Singles = append(r.Singles, r.Singles[0])
 		})},
 		{"SHA-1", `its signature is not checked with the key of ` + issuer + `: ECDSA-SHA1 is unknown or too weak, ` +
-			`want SHA-256, SHA-384, SHA-512 or Ed25519`, s.Response(func(r *stapletest.Response) {
+			`want SHA-256, SHA-384, SHA-512, Ed25519 or ML-DSA`, s.Response(func(r *stapletest.Response) {
 			r.SignatureAlgorithm = x509.ECDSAWithSHA1
 		})},
 		{"an expired delegate", `the end of its signer's certificate was 2026-11-21T12:00:00Z, and the clock says 2026-11-22T12:00:00Z`,

@@ -44,11 +44,14 @@ const (
 	RSA3072
 	RSA4096
 	Ed25519
+	MLDSA44 // ML-DSA, FIPS 204: to make such a key takes Go 1.27 or newer, and panics with others
+	MLDSA65
+	MLDSA87
 )
 
 // String returns the name of the constant.
 func (t KeyType) String() string {
-	names := [...]string{"ECDSAP256", "ECDSAP384", "ECDSAP521", "RSA2048", "RSA3072", "RSA4096", "Ed25519"}
+	names := [...]string{"ECDSAP256", "ECDSAP384", "ECDSAP521", "RSA2048", "RSA3072", "RSA4096", "Ed25519", "MLDSA44", "MLDSA65", "MLDSA87"}
 	if t < 0 || int(t) >= len(names) {
 		return fmt.Sprintf("KeyType(%d)", int(t))
 	}
@@ -72,6 +75,8 @@ func (t KeyType) generate() crypto.Signer {
 	case Ed25519:
 		_, key, err := ed25519.GenerateKey(rand.Reader)
 		return must(key, err)
+	case MLDSA44, MLDSA65, MLDSA87:
+		return generateMLDSA(t)
 	}
 	panic("stapletest: unknown key type " + t.String())
 }

@@ -223,7 +223,7 @@ func (c *catalog) signers() {
 		raw := c.delegate.Certificate.Raw
 		r.Certificates = []*x509.Certificate{{Raw: raw[:len(raw)-1]}}
 	})
-	if defaultAlgorithm(c.ca.Key.Public()) != x509.PureEd25519 {
+	if sha1Algorithm(c.ca.Key) != 0 {
 		sha1CA := *c.ca
 		sha1CA.SignatureAlgorithm = sha1Algorithm(c.ca.Key)
 		c.signedBy("a delegate whose certificate is signed with SHA-1", "SHA-1 is broken",
@@ -824,10 +824,10 @@ func sha1Algorithm(key crypto.Signer) x509.SignatureAlgorithm {
 	switch defaultAlgorithm(key.Public()) {
 	case x509.SHA256WithRSA:
 		return x509.SHA1WithRSA
-	case x509.PureEd25519:
-		return 0
+	case x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512:
+		return x509.ECDSAWithSHA1
 	}
-	return x509.ECDSAWithSHA1
+	return 0
 }
 
 // content returns what is inside of the element der.

@@ -342,13 +342,15 @@ var hashAlgorithms = map[crypto.Hash][]byte{
 	crypto.SHA512: tlv(tagSequence, oid(2, 16, 840, 1, 101, 3, 4, 2, 3), null),
 }
 
-// signatureAlgorithms has each algorithm's AlgorithmIdentifier, kind of key, and hash.
-var signatureAlgorithms = map[x509.SignatureAlgorithm]struct {
+// A signatureAlgorithm is an algorithm's AlgorithmIdentifier, kind of key, and hash.
+type signatureAlgorithm struct {
 	identifier []byte
 	key        x509.PublicKeyAlgorithm
 	hash       crypto.Hash
 	pss        bool
-}{
+}
+
+var signatureAlgorithms = map[x509.SignatureAlgorithm]signatureAlgorithm{
 	x509.MD5WithRSA:       {tlv(tagSequence, oid(1, 2, 840, 113549, 1, 1, 4), null), x509.RSA, crypto.MD5, false},
 	x509.SHA1WithRSA:      {tlv(tagSequence, oid(1, 2, 840, 113549, 1, 1, 5), null), x509.RSA, crypto.SHA1, false},
 	x509.SHA256WithRSA:    {tlv(tagSequence, oid(1, 2, 840, 113549, 1, 1, 11), null), x509.RSA, crypto.SHA256, false},
@@ -387,12 +389,16 @@ func defaultAlgorithm(public crypto.PublicKey) x509.SignatureAlgorithm {
 		}
 		return x509.ECDSAWithSHA256
 	}
+	if a := mldsaAlgorithm(public); a != 0 {
+		return a
+	}
 	panic(fmt.Sprintf("stapletest: cannot sign with a %T", public))
 }
 
 func sign(key crypto.Signer, algorithm x509.SignatureAlgorithm, message []byte) []byte {
 	a, ok := signatureAlgorithms[algorithm]
-	if !ok || a.key != signatureAlgorithms[defaultAlgorithm(key.Public())].key {
+	usual := defaultAlgorithm(key.Public())
+	if !ok || a.key != signatureAlgorithms[usual].key || a.hash == 0 && algorithm != usual {
 		panic(fmt.Sprintf("stapletest: cannot sign by %v with a %T", algorithm, key.Public()))
 	}
 	var opts crypto.SignerOpts = a.hash

@@ -9,6 +9,8 @@ import (
 	"crypto/tls"
 	"fmt"
 	"sync"
+
+	"github.com/go-staple/staple/internal/mldsa"
 )
 
 // A Kind is what ClientHelloInfo.SupportsCertificate looks at in a certificate but for
@@ -35,6 +37,7 @@ var probedSchemes = []tls.SignatureScheme{
 	tls.ECDSAWithP256AndSHA256, tls.PSSWithSHA256, tls.Ed25519, tls.ECDSAWithP384AndSHA384, tls.PSSWithSHA384,
 	tls.PSSWithSHA512, tls.ECDSAWithP521AndSHA512, tls.PKCS1WithSHA256, tls.PKCS1WithSHA384, tls.PKCS1WithSHA512,
 	tls.PKCS1WithSHA1, tls.ECDSAWithSHA1,
+	0x0904, 0x0905, 0x0906, // ML-DSA, from Go 1.27 on
 }
 
 // Of returns the kind of cert, probing the first of each. It asks cert's key for the
@@ -74,6 +77,8 @@ func keyOfKind(cert *tls.Certificate) (k kindKey, ok bool) {
 		case elliptic.P256(), elliptic.P384(), elliptic.P521():
 			k.key = pub.Curve.Params().Name
 		}
+	default:
+		k.key = mldsa.KeyName(pub)
 	}
 	return k, k.key != ""
 }

@@ -6,9 +6,25 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 
+	"github.com/go-staple/staple/internal/mldsa"
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
+
+type signatureOID struct {
+	oid       []byte
+	algorithm x509.SignatureAlgorithm
+}
+
+// mldsaOIDs returns none if the Go that built this has no ML-DSA.
+func mldsaOIDs() (all []signatureOID) {
+	if mldsa.Supported {
+		for _, o := range mldsa.OIDs {
+			all = append(all, signatureOID{o.Content, mldsa.Algorithm(o)})
+		}
+	}
+	return all
+}
 
 // The content of the OBJECT IDENTIFIERs that are looked for in DER.
 var (
@@ -16,10 +32,7 @@ var (
 	oidSCTList    = []byte{0x2b, 6, 1, 4, 1, 0xd6, 0x79, 2, 4, 5}          // 1.3.6.1.4.1.11129.2.4.5
 	oidMGF1       = []byte{0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 8}    // 1.2.840.113549.1.1.8
 	oidRSAPSS     = []byte{0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 0x0a} // 1.2.840.113549.1.1.10
-	signatureOIDs = []struct {
-		oid       []byte
-		algorithm x509.SignatureAlgorithm
-	}{
+	signatureOIDs = append(mldsaOIDs(), []signatureOID{
 		{[]byte{0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2}, x509.ECDSAWithSHA256},
 		{[]byte{0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 3}, x509.ECDSAWithSHA384},
 		{[]byte{0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 4}, x509.ECDSAWithSHA512},
@@ -31,7 +44,7 @@ var (
 		{[]byte{0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 5}, x509.SHA1WithRSA},
 		{[]byte{0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 4}, x509.MD5WithRSA},
 		{[]byte{0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 2}, x509.MD2WithRSA},
-	}
+	}...)
 	hashOIDs = []struct {
 		oid  []byte
 		hash crypto.Hash
@@ -44,7 +57,7 @@ var (
 )
 
 // identifiers has the AlgorithmIdentifier of each algorithm that is known, in DER: RFC 4055 s3.1 and s5, RFC 5758 s3, RFC
-// 8410 s3.
+// 8410 s3, RFC 9881 s2.
 var identifiers = func() map[x509.SignatureAlgorithm][]byte {
 	all := make(map[x509.SignatureAlgorithm][]byte)
 	element := func(tag cbasn1.Tag, parts ...[]byte) []byte {
@@ -82,7 +95,7 @@ var pssAlgorithms = map[crypto.Hash]x509.SignatureAlgorithm{
 func isRSA(oid []byte) bool { return bytes.HasPrefix(oid, oidRSAPSS[:len(oidRSAPSS)-1]) }
 
 // readSignatureAlgorithm reads the fields of the AlgorithmIdentifier of a signature. Parameters are as RFC 4055, RFC
-// 5758 and RFC 8410 ask: absent, but for RSA.
+// 5758, RFC 8410 and RFC 9881 ask: absent, but for RSA.
 func readSignatureAlgorithm(s *cryptobyte.String) (x509.SignatureAlgorithm, error) {
 	var oid cryptobyte.String
 	if !readOID(s, &oid) {
@@ -102,6 +115,9 @@ func readSignatureAlgorithm(s *cryptobyte.String) (x509.SignatureAlgorithm, erro
 			return 0, malformed("bad signatureAlgorithm: %s with parameters that do not belong there", known.algorithm)
 		}
 		return known.algorithm, nil
+	}
+	if name := mldsa.Named(oid); name != "" {
+		return 0, unsupported("signed with %s, for which Go 1.27 is needed", name)
 	}
 	return 0, unsupported("signed with the unknown algorithm %s", dotted(oid))
 }

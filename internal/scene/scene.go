@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-staple/staple/internal/mldsa"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 )
@@ -80,7 +81,11 @@ func Kinds() map[string]*stapletest.CA {
 	all := map[string]*stapletest.CA{}
 	for _, k := range []stapletest.KeyType{
 		stapletest.ECDSAP256, stapletest.ECDSAP384, stapletest.ECDSAP521, stapletest.RSA2048, stapletest.Ed25519,
+		stapletest.MLDSA44, stapletest.MLDSA65, stapletest.MLDSA87,
 	} {
+		if k >= stapletest.MLDSA44 && !mldsa.Supported {
+			break
+		}
 		all[k.String()] = stapletest.NewCA(stapletest.CAOptions{KeyType: k})
 	}
 	all["ECDSAP256 intermediate"] = stapletest.NewCA(stapletest.CAOptions{Intermediate: true})

@@ -8,6 +8,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+
+	"github.com/go-staple/staple/internal/mldsa"
 )
 
 // MaxRSABits is the size of the largest RSA key that is used: a larger one would only keep the processor busy.
@@ -20,7 +22,9 @@ func checkSignature(c *x509.Certificate, a x509.SignatureAlgorithm, signed, sign
 		x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
 		x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512, x509.PureEd25519:
 	default:
-		return UnsupportedAlgorithm, fmt.Errorf("%v is unknown or too weak, want SHA-256, SHA-384, SHA-512 or Ed25519", a)
+		if !mldsa.Is(a) {
+			return UnsupportedAlgorithm, fmt.Errorf("%v is unknown or too weak, want SHA-256, SHA-384, SHA-512, Ed25519 or ML-DSA", a)
+		}
 	}
 	switch key := c.PublicKey.(type) {
 	case *rsa.PublicKey:
@@ -33,7 +37,9 @@ func checkSignature(c *x509.Certificate, a x509.SignatureAlgorithm, signed, sign
 		}
 	case ed25519.PublicKey:
 	default:
-		return UnsupportedAlgorithm, errors.New("a key of an unknown kind, want RSA, ECDSA or Ed25519")
+		if mldsa.KeyName(key) == "" {
+			return UnsupportedAlgorithm, errors.New("a key of an unknown kind, want RSA, ECDSA, Ed25519 or ML-DSA")
+		}
 	}
 	return BadSignature, c.CheckSignature(a, signed, signature)
 }

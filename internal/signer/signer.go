@@ -9,6 +9,7 @@ package signer
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -19,6 +20,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-staple/staple/internal/mldsa"
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/ocspder"
 )
@@ -248,6 +250,13 @@ func (s *search) check(key, cert *x509.Certificate) bool {
 		kind, err = checkSignature(key, s.response.Algorithm, s.response.TBS, s.response.Signature)
 	} else if kind, err = checkSignature(key, cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature); kind == BadSignature {
 		kind = Unauthorized
+	}
+	if err != nil && kind == UnsupportedAlgorithm {
+		if needs := mldsa.KeyNeeds(key); needs != nil {
+			err = needs
+		} else if cert != nil {
+			err = cmp.Or(mldsa.SignatureNeeds(cert), err)
+		}
 	}
 	switch {
 	case err == nil:
