@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple/internal/issuers"
+	"github.com/go-staple/staple/internal/mldsa"
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/wall"
@@ -133,6 +134,9 @@ func (r *round) findIssuer() (o outcome) {
 	}
 	if r.issuer = r.localIssuer(); r.issuer != nil {
 		return o
+	}
+	if needs := mldsa.SignatureNeeds(r.leaf); needs != nil {
+		return outcome{err: fmt.Errorf("staple: nobody can tell who issued %s: %w: it has %w", name.Of(r.leaf), ErrNoIssuer, needs), final: true}
 	}
 	if f, ok := r.engine.fetcher.(IssuerFetcher); ok {
 		ctx, cancel := context.WithTimeout(r.ctx, fetchTimeout)

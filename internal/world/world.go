@@ -50,8 +50,10 @@ type World struct {
 }
 
 // New returns a World whose responder answers "good" to everything.
-func New(t *testing.T) *World {
-	ca := CA()
+func New(t *testing.T) *World { return Of(t, CA()) }
+
+// Of returns a World of another CA.
+func Of(t *testing.T, ca *stapletest.CA) *World {
 	return &World{T: t, CA: ca, Responder: stapletest.NewResponder(ca), Log: new(Journal)}
 }
 
