@@ -232,6 +232,13 @@ func TestRunPrintsTheOtherTables(t *testing.T) {
 		append([]string{"CertMagic"}, rest...),
 	}, table(t, "handshake", 1))
 
+	bytes := `\d+,\d+ bytes`
+	requireCells(t, [][]string{
+		{"the issuer signs, its chain is embedded", bytes, `\d+ bytes`, bytes, bytes, `\d+`, `\d+`},
+		{"a delegate signs, its chain is embedded", bytes, bytes, bytes, bytes, `\d+`, `\d+`},
+		{"a delegate signs, nothing else is embedded", bytes, bytes, bytes, bytes, `\d+`, `\d+`},
+	}, table(t, "trim", 1))
+
 	number := []string{`-?\d+`, `-?\d+`, `\d+`, `\d+`, `-?\d+`, `-?\d+`, `-?\d+`}
 	requireCells(t, [][]string{
 		append([]string{"map"}, number...),

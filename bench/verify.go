@@ -22,20 +22,23 @@ type verification struct {
 	now          time.Time
 }
 
-// verifications returns the rows: keys of two kinds, direct and delegated responses of each.
+// verifications returns the rows: keys of two kinds, direct and delegated responses of each, trimmed and not.
 func verifications() []verification {
 	var all []verification
 	for _, k := range []struct {
 		name string
 		kind stapletest.KeyType
 	}{{"P-256", stapletest.ECDSAP256}, {"RSA-2048", stapletest.RSA2048}} {
-		ca := stapletest.NewCA(stapletest.CAOptions{KeyType: k.kind})
+		ca := stapletest.NewCA(stapletest.CAOptions{KeyType: k.kind, Intermediate: true})
 		v := verification{leaf: ca.Leaf(stapletest.LeafOptions{}).Leaf, issuer: ca.Issuer, now: time.Now()}
 		r := stapletest.NewResponse(ca, v.leaf)
 		v.name, v.response = k.name+", direct", r.DER()
 		all = append(all, v)
 		r.Signer = ca.Delegate(stapletest.DelegateOptions{KeyType: k.kind})
 		v.name, v.response = k.name+", delegated", r.DER()
+		all = append(all, v)
+		r.Certificates = []*x509.Certificate{r.Signer.Certificate, ca.Issuer, ca.Root}
+		v.name, v.response = k.name+", delegated, with its chain", r.DER()
 		all = append(all, v)
 	}
 	return all
@@ -84,8 +87,8 @@ func (v verification) careful() error {
 			return errors.New("the signer is not valid now")
 		}
 	}
-	switch latest := v.now.Add(skew); {
-	case r.ThisUpdate.After(latest), r.ProducedAt.After(latest):
+	switch {
+	case r.ThisUpdate.After(v.now.Add(skew)):
 		return errors.New("the response is not valid yet")
 	case r.NextUpdate.IsZero(), !v.now.Before(r.NextUpdate):
 		return errors.New("the response has expired")

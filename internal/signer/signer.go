@@ -112,8 +112,8 @@ func (f *Finder) Find(r *ocspder.Response, m *ocspder.Match, local []*x509.Certi
 		}
 	}
 	switch {
-	case s.expired != nil:
-		return *s.expired, nil
+	case s.expired.Certificate != nil:
+		return s.expired, nil
 	case s.why == nil:
 		s.refuse(Unauthorized, "its responderID names %s, which is neither the issuer %s, nor a local or embedded responder",
 			r.Responder(), name.Of(issuer))
@@ -126,10 +126,10 @@ type search struct {
 	response *ocspder.Response
 	issuer   *x509.Certificate
 	now      time.Time
-	checks   int     // signatures checked, or known to be right
-	expired  *Signer // signed it, but is no longer valid
-	why      *Error  // the first refusal of a candidate, the most telling
-	own      bool    // why tells of a delegate in the issuer's own name
+	checks   int    // signatures checked, or known to be right
+	expired  Signer // signed it, but is no longer valid; of the last such
+	why      *Error // the first refusal of a candidate, the most telling
+	own      bool   // why tells of a delegate in the issuer's own name
 }
 
 // refuse returns false.
@@ -233,7 +233,7 @@ func (s *search) signedBy(c, voucher *x509.Certificate) bool {
 		return false
 	}
 	if by := s.signer(c, voucher); !s.now.Before(by.NotAfter) {
-		s.expired = &by
+		s.expired = by
 		return false
 	}
 	return true
