@@ -101,6 +101,14 @@ type CAOptions struct {
 	// SignatureAlgorithm is that of every certificate which the CA signs, its own included.
 	// Zero: crypto/x509 chooses it by the key.
 	SignatureAlgorithm x509.SignatureAlgorithm
+
+	// Seed, if it is not empty, makes what the CA makes reproducible, for files of known answers: its keys,
+	// those that it makes for leaves and delegates, and their serial numbers follow from Seed and from the
+	// order of calls, and what all these keys sign is always signed alike. With a clock that stands still,
+	// such as a testing/synctest bubble's, the same calls make the same bytes, [Forgeries] and [Oddities]
+	// included. Nothing is secret then. Such a key is of a type that can only sign: set
+	// [LeafOptions.Key] where it must be written down.
+	Seed string
 }
 
 // A CA issues certificates. Its methods are safe for concurrent use as long as its fields are left
@@ -132,7 +140,12 @@ func NewCA(o CAOptions) *CA {
 			KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature,
 		}
 	}
-	ca := &CA{RootKey: o.KeyType.generate(), SignatureAlgorithm: o.SignatureAlgorithm}
+	ca := &CA{SignatureAlgorithm: o.SignatureAlgorithm}
+	if o.Seed == "" {
+		ca.RootKey = o.KeyType.generate()
+	} else {
+		ca.RootKey = newSeededKey(o.KeyType, derive([]byte(o.Seed), "root"))
+	}
 	root := template(name)
 	if o.Intermediate {
 		root.Subject.CommonName += " Root"
@@ -140,7 +153,7 @@ func NewCA(o CAOptions) *CA {
 	ca.Root = create(root, root, ca.RootKey.Public(), ca.RootKey, o.SignatureAlgorithm)
 	ca.Issuer, ca.Key = ca.Root, ca.RootKey
 	if o.Intermediate {
-		key := o.KeyType.generate()
+		key := generate(o.KeyType, ca.RootKey)
 		ca.Issuer = create(template(name), ca.Root, key.Public(), ca.RootKey, o.SignatureAlgorithm)
 		ca.Key = key
 	}
@@ -232,7 +245,7 @@ func (ca *CA) Leaf(o LeafOptions) tls.Certificate {
 	template.ExtraExtensions = append(template.ExtraExtensions, o.ExtraExtensions...)
 	key := o.Key
 	if key == nil {
-		key = o.KeyType.generate()
+		key = generate(o.KeyType, ca.Key)
 	}
 	if o.Template != nil {
 		o.Template(template)
@@ -316,7 +329,7 @@ func (ca *CA) Delegate(o DelegateOptions) *Signer {
 	}
 	key := o.Key
 	if key == nil {
-		key = o.KeyType.generate()
+		key = generate(o.KeyType, ca.Key)
 	}
 	if o.Template != nil {
 		o.Template(template)
@@ -324,18 +337,24 @@ func (ca *CA) Delegate(o DelegateOptions) *Signer {
 	return &Signer{Certificate: create(template, ca.Issuer, key.Public(), ca.Key, ca.SignatureAlgorithm), Key: key}
 }
 
-// create signs template. A template that names no serial number gets a random one, and one that names
-// no signature algorithm gets algorithm.
+// create signs template. A template that names no serial number gets a random one, or by a seeded key one
+// that follows from the rest, and one that names no signature algorithm gets algorithm.
 func create(template, parent *x509.Certificate, public crypto.PublicKey, key crypto.Signer,
 	algorithm x509.SignatureAlgorithm) *x509.Certificate {
-	if template.SerialNumber == nil {
-		serial := make([]byte, 16)
-		rand.Read(serial)
-		serial[0] = serial[0]&0x7f | 0x40 // positive, and always 16 bytes
-		template.SerialNumber = new(big.Int).SetBytes(serial)
-	}
 	if template.SignatureAlgorithm == 0 {
 		template.SignatureAlgorithm = algorithm
+	}
+	if template.SerialNumber == nil {
+		serial := make([]byte, 16)
+		if _, ok := key.(*seededKey); ok {
+			template.SerialNumber = big.NewInt(1)
+			rest := must(x509.CreateCertificate(rand.Reader, template, parent, public, key))
+			copy(serial, sum(crypto.SHA256, rest))
+		} else {
+			rand.Read(serial)
+		}
+		serial[0] = serial[0]&0x7f | 0x40 // positive, and always 16 bytes
+		template.SerialNumber = new(big.Int).SetBytes(serial)
 	}
 	der := must(x509.CreateCertificate(rand.Reader, template, parent, public, key))
 	return must(x509.ParseCertificate(der))

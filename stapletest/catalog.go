@@ -7,6 +7,7 @@ import (
 	"encoding/asn1"
 	"math/big"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -51,8 +52,15 @@ func Oddities(ca *CA, leaf *x509.Certificate) []Case {
 	return c.cases
 }
 
-// rsaKey is one RSA key for all catalogs, because it takes long to make.
-var rsaKey = sync.OnceValue(RSA2048.generate)
+// unseededRSAKey is one RSA key for all catalogs, because it takes long to make.
+var unseededRSAKey = sync.OnceValue(RSA2048.generate)
+
+func (c *catalog) rsaKey() crypto.Signer {
+	if seed := seedFrom(c.ca.Key, "RSA"); seed != "" {
+		return newSeededKey(RSA2048, []byte(seed))
+	}
+	return unseededRSAKey()
+}
 
 type catalog struct {
 	ca       *CA
@@ -65,7 +73,7 @@ type catalog struct {
 }
 
 func newCatalog(ca *CA, leaf *x509.Certificate) *catalog {
-	twin := NewCA(CAOptions{})
+	twin := NewCA(CAOptions{Seed: seedFrom(ca.Key, "twin")})
 	twin.Issuer = create(&x509.Certificate{
 		RawSubject:            ca.Issuer.RawSubject,
 		SubjectKeyId:          ca.Issuer.SubjectKeyId,
@@ -79,7 +87,7 @@ func newCatalog(ca *CA, leaf *x509.Certificate) *catalog {
 		ca:       ca,
 		leaf:     leaf,
 		delegate: ca.Delegate(DelegateOptions{}),
-		other:    NewCA(CAOptions{Name: "Another CA"}),
+		other:    NewCA(CAOptions{Name: "Another CA", Seed: seedFrom(ca.Key, "another")}),
 		twin:     twin,
 		now:      time.Now(),
 	}
@@ -140,10 +148,10 @@ func (c *catalog) signers() {
 		r.Certificates = []*x509.Certificate{c.delegate.Certificate, sibling.Leaf}
 	})
 	c.add("signed by a stranger beside a delegate's certificate", unauthorized, func(r *Response) {
-		r.Signer = &Signer{Certificate: c.delegate.Certificate, Key: ECDSAP256.generate()}
+		r.Signer = &Signer{Certificate: c.delegate.Certificate, Key: generate(ECDSAP256, c.ca.Key)}
 	})
 	c.add("signed by a stranger beside the issuer's certificate", unauthorized, func(r *Response) {
-		r.Signer = &Signer{Certificate: c.ca.Issuer, Key: ECDSAP256.generate()}
+		r.Signer = &Signer{Certificate: c.ca.Issuer, Key: generate(ECDSAP256, c.ca.Key)}
 		r.Certificates = []*x509.Certificate{c.ca.Issuer}
 	})
 
@@ -190,10 +198,10 @@ func (c *catalog) signers() {
 		r.Signer = c.twin.Signer()
 		r.ByName = true
 	})
-	c.signedBy("a look-alike of the issuer, signed by itself", unauthorized, lookalike(c.ca.Issuer))
-	c.signedBy("a look-alike of a delegate, signed by itself", unauthorized, lookalike(c.delegate.Certificate))
+	c.signedBy("a look-alike of the issuer, signed by itself", unauthorized, c.lookalike(c.ca.Issuer))
+	c.signedBy("a look-alike of a delegate, signed by itself", unauthorized, c.lookalike(c.delegate.Certificate))
 	c.signedBy("a look-alike of a delegate, beside the genuine one", unauthorized,
-		lookalike(c.delegate.Certificate), c.delegate.Certificate)
+		c.lookalike(c.delegate.Certificate), c.delegate.Certificate)
 
 	const direct = "RFC 6960 s4.2.2.2: issued directly by the CA that the request names"
 	sub := c.ca.Leaf(LeafOptions{CommonName: "Subordinate CA", Names: []string{}, Template: makeCA})
@@ -208,17 +216,17 @@ func (c *catalog) signers() {
 		c.signedBy("a delegate of the root", direct, root.Delegate(DelegateOptions{}))
 	}
 
-	c.add("a delegate that is not embedded", "its certificate is unknown", func(r *Response) {
+	c.add("a delegate that is not embedded", "RFC 6960 s4.2.2.2: its certificate is unknown", func(r *Response) {
 		r.Signer = c.delegate
 		r.Certificates = []*x509.Certificate{}
 	})
-	c.add("a delegate whose certificate was altered", "the issuer's signature does not match", func(r *Response) {
+	c.add("a delegate whose certificate was altered", "RFC 5280 s6.1.3: the issuer's signature does not match", func(r *Response) {
 		r.Signer = c.delegate
 		raw := slices.Clone(c.delegate.Certificate.Raw)
 		raw[len(raw)-1] ^= 1
 		r.Certificates = []*x509.Certificate{{Raw: raw}}
 	})
-	c.add("a delegate whose certificate is cut off", "it cannot be read", func(r *Response) {
+	c.add("a delegate whose certificate is cut off", "RFC 5280 s4.1: its certificate cannot be read", func(r *Response) {
 		r.Signer = c.delegate
 		raw := c.delegate.Certificate.Raw
 		r.Certificates = []*x509.Certificate{{Raw: raw[:len(raw)-1]}}
@@ -226,7 +234,7 @@ func (c *catalog) signers() {
 	if sha1Algorithm(c.ca.Key) != 0 {
 		sha1CA := *c.ca
 		sha1CA.SignatureAlgorithm = sha1Algorithm(c.ca.Key)
-		c.signedBy("a delegate whose certificate is signed with SHA-1", "SHA-1 is broken",
+		c.signedBy("a delegate whose certificate is signed with SHA-1", "RFC 6194: SHA-1 is broken",
 			sha1CA.Delegate(DelegateOptions{}))
 	}
 }
@@ -251,6 +259,10 @@ func (c *catalog) responderIDs() {
 		})
 	}
 	const malformed = "RFC 6960 s4.2.1: a Name, or a SHA-1 hash of the key"
+	namesake := c.ca.Delegate(DelegateOptions{Template: func(t *x509.Certificate) { t.RawSubject = c.ca.Issuer.RawSubject }})
+	c.add("a delegate in the name of the issuer, by name", why+", and it names the issuer", func(r *Response) {
+		r.Signer, r.ByName = namesake, true
+	})
 	c.element("responderID with a SHA-256 hash", malformed, "responderID", func([]byte) []byte {
 		return tlv(explicit(2), tlv(tagOctetString, sum(crypto.SHA256, publicKey(c.ca.Issuer))))
 	})
@@ -302,7 +314,7 @@ func (c *catalog) certIDs() {
 		s.IssuerNameHash = sum(crypto.SHA1, c.ca.Issuer.RawSubject)[:8]
 		s.IssuerKeyHash = sum(crypto.SHA1, publicKey(c.ca.Issuer))[:8]
 	})
-	single("a CertID with MD5", "MD5 is broken", func(s *Single) { s.Hash = crypto.MD5 })
+	single("a CertID with MD5", "RFC 6151: MD5 is broken", func(s *Single) { s.Hash = crypto.MD5 })
 	c.add("no single response", why, func(r *Response) { r.Singles = nil; r.Certificates = []*x509.Certificate{} })
 	c.add("single responses about others alone", why, func(r *Response) {
 		first, second := r.Singles[0], r.Singles[0]
@@ -416,8 +428,8 @@ func (c *catalog) criticalExtensions() {
 }
 
 func (c *catalog) signatures() {
-	const weak = "the signature's hash is broken"
-	rsaDelegate := c.ca.Delegate(DelegateOptions{Key: rsaKey()})
+	const weak = "RFC 6151, RFC 6194: the signature's hash is broken"
+	rsaDelegate := c.ca.Delegate(DelegateOptions{Key: c.rsaKey()})
 	by := func(name, why string, signer *Signer, algorithm x509.SignatureAlgorithm, identifier []byte) {
 		c.add(name, why, func(r *Response) {
 			r.Signer = signer
@@ -440,7 +452,7 @@ func (c *catalog) signatures() {
 		by("the issuer's signature with SHA-1", weak, c.ca.Signer(), algorithm, nil)
 	}
 
-	const mismatch = "the signature is not of the algorithm that the response names"
+	const mismatch = "RFC 6960 s3.2 (2): the signature is not of the algorithm that the response names"
 	identifier := func(a x509.SignatureAlgorithm) []byte { return signatureAlgorithms[a].identifier }
 	by("an RSA signature said to be with SHA-384", mismatch, rsaDelegate, x509.SHA256WithRSA, identifier(x509.SHA384WithRSA))
 	by("an RSA signature said to be PSS", mismatch, rsaDelegate, x509.SHA256WithRSA, identifier(x509.SHA256WithRSAPSS))
@@ -470,7 +482,7 @@ func (c *catalog) signatures() {
 	by("an unknown signature algorithm", parameters, ecDelegate, x509.ECDSAWithSHA256,
 		tlv(tagSequence, oid(1, 3, 6, 1, 4, 1, 99999, 1)))
 
-	const bad = "not a signature over the response"
+	const bad = "RFC 6960 s3.2 (2): not a signature over the response"
 	signature := func(name string, replace func(b []byte) []byte) {
 		c.element("a signature "+name, bad, "signature", func(der []byte) []byte { return inside(der, replace) })
 	}
@@ -655,6 +667,28 @@ func (c *catalog) validSigners() {
 	embed("another CA, its delegate, delegate", false, c.other.Issuer, stranger, c.delegate.Certificate)
 	expired := c.ca.Delegate(DelegateOptions{Key: c.delegate.Key, NotBefore: c.now.Add(-30 * day), NotAfter: c.now.Add(-day)})
 	embed("an expired certificate of the delegate, its current one", false, expired.Certificate, c.delegate.Certificate)
+	const unsigned = "RFC 6960 s4.2.1: nobody signs the list of certificates, so that anybody can add to it"
+	embedRaw := func(name string, certs ...[]byte) {
+		c.element(name, unsigned, "certs", func([]byte) []byte { return tlv(explicit(0), tlv(tagSequence, certs...)) })
+	}
+	noCertificate := hashAlgorithms[crypto.SHA1]
+	embedRaw("the issuer, an empty list of certificates")
+	embedRaw("the issuer, what is no certificate", noCertificate)
+	delegated := func(name string, certs ...*x509.Certificate) {
+		c.add(name, unsigned, func(r *Response) { r.Signer, r.Certificates = c.delegate, certs })
+	}
+	delegated("what is no certificate, delegate", &x509.Certificate{Raw: noCertificate}, c.delegate.Certificate)
+	delegated("delegate, what is no certificate", c.delegate.Certificate, &x509.Certificate{Raw: noCertificate})
+	delegated("a delegate's certificate with bytes after its signature", &x509.Certificate{
+		Raw: inside(c.delegate.Certificate.Raw, func(b []byte) []byte { return append(b, null...) }),
+	})
+	var nine []*x509.Certificate
+	for _, name := range strings.Fields("one two three four five six seven eight nine") {
+		nine = append(nine, c.other.Delegate(DelegateOptions{CommonName: name, Key: c.other.Key}).Certificate)
+	}
+	delegated("nine strangers, delegate", append(nine, c.delegate.Certificate)...)
+	namesake := func(t *x509.Certificate) { t.RawSubject = c.ca.Issuer.RawSubject }
+	c.signedBy("a delegate in the name of the issuer, by key", delegate, c.ca.Delegate(DelegateOptions{Template: namesake}))
 	for _, t := range []KeyType{ECDSAP384, ECDSAP521, Ed25519} {
 		c.signedBy("a delegate with "+t.String(), delegate, c.ca.Delegate(DelegateOptions{KeyType: t}))
 	}
@@ -684,7 +718,7 @@ func (c *catalog) validSignatures() {
 		x509.SHA256WithRSAPSS, x509.SHA384WithRSAPSS, x509.SHA512WithRSAPSS,
 	}
 	ecAlgorithms := []x509.SignatureAlgorithm{x509.ECDSAWithSHA256, x509.ECDSAWithSHA384, x509.ECDSAWithSHA512}
-	rsaDelegate := c.ca.Delegate(DelegateOptions{Key: rsaKey()})
+	rsaDelegate := c.ca.Delegate(DelegateOptions{Key: c.rsaKey()})
 	for _, a := range rsaAlgorithms {
 		by("a delegate's "+a.String(), rsaDelegate, a)
 	}
@@ -810,12 +844,12 @@ func makeCA(t *x509.Certificate) {
 	t.KeyUsage |= x509.KeyUsageCertSign
 }
 
-// lookalike returns a signer that has all of c but its key, with which it is signed itself.
-func lookalike(c *x509.Certificate) *Signer {
-	key := ECDSAP256.generate()
-	template := *c
+// lookalike returns a signer that has all of cert but its key, with which it is signed itself.
+func (c *catalog) lookalike(cert *x509.Certificate) *Signer {
+	key := generate(ECDSAP256, c.ca.Key)
+	template := *cert
 	template.SignatureAlgorithm = 0
-	parent := &x509.Certificate{RawSubject: c.RawIssuer, SubjectKeyId: c.AuthorityKeyId}
+	parent := &x509.Certificate{RawSubject: cert.RawIssuer, SubjectKeyId: cert.AuthorityKeyId}
 	return &Signer{Certificate: create(&template, parent, key.Public(), key, 0), Key: key}
 }
 

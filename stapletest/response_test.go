@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -220,6 +221,13 @@ func TestOpenSSLAcceptsOddities(t *testing.T) {
 		"an expired certificate of the delegate, its current one": "it takes the first with that key",
 		"our serial number at another CA good, then ours revoked": "it wants one issuer in a response",
 		"our serial number at another CA revoked, then ours good": "it wants one issuer in a response",
+		"a delegate in the name of the issuer, by key":            "it may take it for self-signed",
+	}
+	unreadable := []string{ // to it, until staple has trimmed them: see contrib/verifiers
+		"the issuer, what is no certificate",
+		"what is no certificate, delegate",
+		"delegate, what is no certificate",
+		"a delegate's certificate with bytes after its signature",
 	}
 	words := map[int]string{ocsp.Good: "good", ocsp.Revoked: "revoked", ocsp.Unknown: "unknown"}
 	for _, keyType := range []stapletest.KeyType{stapletest.ECDSAP256, stapletest.RSA2048} {
@@ -237,6 +245,12 @@ func TestOpenSSLAcceptsOddities(t *testing.T) {
 		caFile, leafFile := cert("ca.pem", ca.Root), cert("leaf.pem", leaf)
 		for _, c := range stapletest.Oddities(ca, leaf) {
 			t.Run(keyType.String()+" "+c.Name, func(t *testing.T) {
+				if slices.Contains(unreadable, c.Name) {
+					out, err := exec.Command(openssl, "ocsp", "-respin", file("response.der", c.DER), "-noverify").CombinedOutput()
+					require.Error(t, err)
+					require.Contains(t, string(out), "Error parsing response")
+					return
+				}
 				if declines[c.Name] != "" {
 					out, err := exec.Command(openssl, "ocsp", "-respin", file("response.der", c.DER), "-noverify").CombinedOutput()
 					require.NoError(t, err, "%s", out)

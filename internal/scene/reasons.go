@@ -21,6 +21,7 @@ var reasons = map[string][]string{
 		"signed by a stranger beside a delegate's certificate",
 		"signed by a stranger beside the issuer's certificate",
 		"another CA of the same name, by name",
+		"a delegate in the name of the issuer, by name",
 		"responderID of a delegate, signed by the issuer by key",
 		"responderID of a delegate, signed by the issuer by name",
 		"responderID of the issuer, signed by a delegate by key",
