@@ -130,3 +130,15 @@ func TestARevokedCertificateWhoseResponseHasEndedWaitsAnHourAtMost(t *testing.T)
 		s.end(it, s.failed(it, Answer{Fault: URL, RetryAfter: 100 * time.Hour}))
 	}
 }
+
+func TestAClockThatIsSetBackToBeforeTheEndOfAStapleSchedulesNothingPastThat(t *testing.T) {
+	s := newScript(t, 1)
+	it := new(Item)
+	s.items = append(s.items, it)
+	end := s.now.Add(time.Hour)
+	s.Add(it, "ca", []Source{at("h/")}, end)
+	s.now = end
+	s.Hold(it, Held{ThisUpdate: end.Add(-4 * time.Second), Until: end.Add(6 * time.Second), End: end}, s.now)
+	s.set(-24 * time.Hour)
+	require.Zero(t, s.NextAsk(it, s.now))
+}

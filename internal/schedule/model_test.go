@@ -36,14 +36,14 @@ func TestModel(t *testing.T) {
 func FuzzSchedule(f *testing.F) {
 	for seed := range uint64(20) {
 		r := rand.New(rand.NewPCG(seed, 0))
-		data := make([]byte, 400)
+		data := make([]byte, 250)
 		for i := range data {
 			data[i] = byte(r.Uint32())
 		}
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if len(data) <= 600 {
+		if len(data) <= 300 {
 			check(t, newSim(&found{data}, 1), "")
 		}
 	})

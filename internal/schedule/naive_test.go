@@ -416,7 +416,8 @@ func (n *naive) step() {
 			if e.tries == 0 && e.held.end > 0 && !e.forced {
 				latest = max(n.now, e.held.start+min((e.held.until-e.held.start)/20*11, 4*day), n.now+day)
 			}
-			if e.it.due > min(e.due, latest) && !(e.due == far && e.it.due == far) {
+			ends := n.current(e) && e.held.end >= e.expires // nobody is to be asked any more
+			if e.it.due > min(e.due, latest) && !(ends && e.it.due == far) {
 				n.fault("item %v is due %v later than before the clock was set", name(e.it, 0), time.Duration(e.it.due-e.due)*time.Microsecond)
 			}
 			e.due = e.it.due

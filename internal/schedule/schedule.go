@@ -435,7 +435,7 @@ func (s *Schedule) Step(items iter.Seq[*Item], now time.Time) {
 		case state == Scheduled && (it.forced || it.tries > 0 || h.end == 0):
 			it.due = min(it.due, t.now)
 		case state == Scheduled:
-			it.due = min(it.due, max(it.latest(t.now), t.now))
+			it.due = it.clip(min(it.due, max(it.latest(t.now), t.now)), t.now)
 		}
 		s.watch(it)
 	}
