@@ -348,9 +348,9 @@ func (n *naive) compare(notices []Notice) error {
 		case it.queued == inRoute && it.class != e.class:
 			return fmt.Errorf("item %v is in class %d instead of %d", name(it, 0), it.class, e.class)
 		}
-		if n.ended(e) && !e.lone && !e.forced && (e.state == Waiting || e.state == Working) {
+		if n.ended(e) && !e.lone && !e.forced && (e.state == Waiting || e.state == Working && e.began >= e.held.end) {
 			key := fmt.Sprint(e.name, e.held.end)
-			if led[key] != nil && e.beganOp != 0 && e.state == Waiting {
+			if led[key] != nil {
 				return fmt.Errorf("items %v and %v both ask for all whose staples ended then", name(it, 0), led[key])
 			}
 			led[key] = name(it, 0)
