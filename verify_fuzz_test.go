@@ -8,10 +8,12 @@ import (
 	"encoding/pem"
 	"flag"
 	"fmt"
+	"maps"
 	"math/big"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -24,6 +26,8 @@ import (
 	"github.com/go-staple/staple/internal/scene"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/cryptobyte"
+	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 	"golang.org/x/crypto/ocsp"
 )
 
@@ -356,6 +360,65 @@ func FuzzVerify(f *testing.F) {
 		require.NoError(t, err, "what comes out does not verify")
 		require.Equal(t, r, again, "no fixed point")
 		require.Equal(t, end, sameEnd)
+	})
+}
+
+// Whatever stands in the list of certificates, and in the parameters of the algorithm, which nobody signs: what comes out
+// is the same, verifies, and comes out of itself.
+func FuzzTrim(f *testing.F) {
+	s, responses := scene.Fixture(f, "testdata")
+	type signed struct {
+		want      *ocsp.Response
+		algorithm []byte // the OID's element
+	}
+	var all []signed
+	fresh := func(der []byte) (*ocsp.Response, error) {
+		r, _, err := verify(s, new(staple.ResponseVerifier), der)
+		return r, err
+	}
+	for _, name := range slices.Sorted(maps.Keys(responses)) {
+		r, err := fresh(responses[name])
+		if err != nil {
+			continue
+		}
+		after := cryptobyte.String(r.Raw[bytes.Index(r.Raw, r.TBSResponseData)+len(r.TBSResponseData):])
+		var identifier, oid cryptobyte.String
+		require.True(f, after.ReadASN1(&identifier, cbasn1.SEQUENCE) && identifier.ReadASN1Element(&oid, cbasn1.OBJECT_IDENTIFIER))
+		n := uint8(len(all))
+		all = append(all, signed{r, oid})
+		var own []byte
+		if r.Certificate != nil {
+			own = r.Certificate.Raw
+		}
+		f.Add(n, own, []byte(identifier))
+		f.Add(n, append([]byte{0x30, 0}, own...), []byte{5, 0})
+		f.Add(n, slices.Concat(s.Leaf.Raw, own, s.CA.Issuer.Raw), []byte{})
+	}
+	warm := new(staple.ResponseVerifier)
+	f.Fuzz(func(t *testing.T, which uint8, certs, parameters []byte) {
+		one := all[int(which)%len(all)]
+		element := func(tag cbasn1.Tag, parts ...[]byte) []byte {
+			var b cryptobyte.Builder
+			b.AddASN1(tag, func(b *cryptobyte.Builder) { b.AddBytes(slices.Concat(parts...)) })
+			return b.BytesOrPanic()
+		}
+		explicit := cbasn1.Tag(0).Constructed().ContextSpecific()
+		der := element(cbasn1.SEQUENCE, []byte{10, 1, 0}, element(explicit, element(cbasn1.SEQUENCE,
+			[]byte{6, 9, 0x2b, 6, 1, 5, 5, 7, 0x30, 1, 1}, element(cbasn1.OCTET_STRING, element(cbasn1.SEQUENCE,
+				one.want.TBSResponseData,
+				element(cbasn1.SEQUENCE, one.algorithm, parameters),
+				element(cbasn1.BIT_STRING, []byte{0}, one.want.Signature),
+				element(explicit, element(cbasn1.SEQUENCE, certs)))))))
+		r, err := fresh(der)
+		_, _, known := verify(s, warm, der)
+		require.Equal(t, err, known, "a verdict depends on memory")
+		if err != nil {
+			return
+		}
+		require.Equal(t, one.want, r)
+		again, err := fresh(r.Raw)
+		require.NoError(t, err)
+		require.Equal(t, r, again, "no fixed point")
 	})
 }
 

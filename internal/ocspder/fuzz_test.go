@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/go-staple/staple/internal/scene"
@@ -82,5 +83,44 @@ func FuzzAgainstXCrypto(f *testing.F) {
 			}
 			require.Equal(t, want, got)
 		}
+	})
+}
+
+// What comes out of the trimmer says the same, embeds what it was told to, and is not changed by trimming it again.
+func FuzzTrimmed(f *testing.F) {
+	s, responses := scene.Fixture(f, "../../testdata")
+	for _, der := range responses {
+		f.Add(der, []byte(nil))
+		f.Add(der, s.Leaf.Raw)
+	}
+	f.Fuzz(func(t *testing.T, der, cert []byte) {
+		cert, err := AsSigned(cert)
+		if err != nil {
+			cert = nil
+		} else if again, err := AsSigned(cert); err != nil || !bytes.Equal(cert, again) {
+			t.Errorf("no fixed point of AsSigned: %v", err)
+		}
+		was := bytes.Clone(der)
+		var singles, same []Single
+		r, err := Read(der, func(s Single) { singles = append(singles, s) })
+		if err != nil {
+			return
+		}
+		trimmed := r.Trimmed(cert)
+		require.Equal(t, was, der)
+		again, err := Read(trimmed, func(s Single) { same = append(same, s) })
+		require.NoError(t, err)
+		require.Equal(t, singles, same)
+		require.Equal(t, r.TBS, again.TBS)
+		require.Equal(t, r.Algorithm, again.Algorithm)
+		require.Equal(t, r.Signature, again.Signature)
+		var embedded [][]byte
+		if cert != nil {
+			embedded = append(embedded, cert)
+		}
+		require.Equal(t, embedded, slices.Collect(again.Certificates()))
+		require.Same(t, &trimmed[0], &again.Trimmed(cert)[0], "no fixed point")
+		again.raw = nil
+		require.Equal(t, trimmed, again.Trimmed(cert))
 	})
 }
