@@ -279,7 +279,8 @@ func (c *Certificate) Refresh(ctx context.Context) error {
 	return c.entry().refresh(ctx, c)
 }
 
-// Response returns the newest response in DER that has been verified. Handshakes do
+// Response returns the newest response in DER that has been verified, trimmed as
+// [ResponseVerifier] says. Handshakes do
 // not carry it if it has ended, or if it says that the certificate is revoked and
 // [Stapler.StapleRevoked] is false. It returns nil if there has been none. The result
 // must not be changed.

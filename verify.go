@@ -23,6 +23,9 @@ type Verifier interface {
 	// current at now. The status of the result may be ocsp.Good, ocsp.Revoked or ocsp.Unknown: acting
 	// on it is the Stapler's job.
 	//
+	// The result's Raw, if set, is what to staple and store in place of response, provided that Verify
+	// accepts it, too: see [ResponseVerifier]. Otherwise that is response itself.
+	//
 	// end is the time from which the response is no longer current. It is never zero where err is nil.
 	Verify(response []byte, leaf, issuer *x509.Certificate, now time.Time) (r *ocsp.Response, end time.Time, err error)
 }

@@ -6,6 +6,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
+	"math/big"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -15,6 +18,8 @@ import (
 	"github.com/go-staple/staple/internal/world"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
 	"golang.org/x/crypto/ocsp"
 )
 
@@ -227,4 +232,117 @@ func TestAVerifierMayReuseItsMemory(t *testing.T) {
 		clear(buffer)
 		require.Equal(t, want, c.TLS().OCSPStaple)
 	})
+}
+
+// der is an element of DER.
+func der(tag byte, parts ...[]byte) []byte {
+	var b cryptobyte.Builder
+	b.AddASN1(asn1.Tag(tag), func(b *cryptobyte.Builder) { b.AddBytes(slices.Concat(parts...)) })
+	return b.BytesOrPanic()
+}
+
+// inside is the content of an element.
+func inside(element []byte) []byte {
+	var content cryptobyte.String
+	var tag asn1.Tag
+	s := cryptobyte.String(element)
+	s.ReadAnyASN1(&content, &tag)
+	return content
+}
+
+// Whatever nobody signed, and makes clients refuse the whole, ends as the same good staple, also for who is stapled to.
+func TestWhatNobodySignedIsTrimmedAway(t *testing.T) {
+	ca := stapletest.NewCA(stapletest.CAOptions{KeyType: stapletest.RSA2048, Intermediate: true})
+	leaf := ca.Leaf(stapletest.LeafOptions{}).Leaf
+	d := ca.Delegate(stapletest.DelegateOptions{})
+	for d.Certificate.Signature[0] >= 0x80 { // no bit to spare
+		d = ca.Delegate(stapletest.DelegateOptions{})
+	}
+	own := d.Certificate.Raw
+	garbage := der(0x30, []byte("garbage"))
+	cut := der(0x30, inside(own)[:100])
+	damaged := bytes.Clone(own)
+	damaged[len(own)-1] ^= 1
+	another := ca.Delegate(stapletest.DelegateOptions{}).Certificate.Raw
+	bits := func(unused byte, signature []byte) []byte { return der(0x03, []byte{unused}, signature) }
+	signature := bits(0, d.Certificate.Signature)
+	body, ok := bytes.CutSuffix(inside(own), signature)
+	require.True(t, ok)
+	shifted := bytes.Clone(d.Certificate.Signature) // by one bit, which crypto/x509 undoes
+	new(big.Int).Lsh(new(big.Int).SetBytes(shifted), 1).FillBytes(shifted)
+	c, err := x509.ParseCertificate(der(0x30, body, bits(1, shifted)))
+	require.NoError(t, err)
+	require.NoError(t, c.CheckSignatureFrom(ca.Issuer))
+	algorithm := bytes.LastIndex(body, []byte{0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 11})
+	otherwise := bytes.Clone(body)
+	otherwise[algorithm+8] = 12
+
+	for _, byName := range []bool{false, true} {
+		for _, by := range []*stapletest.Signer{ca.Signer(), d} {
+			now := time.Now()
+			r := stapletest.NewResponse(ca, leaf)
+			r.Signer, r.ByName = by, byName
+			good := r.DER()
+			var tbs, sig []byte
+			r.Tamper = func(name string, der []byte) []byte {
+				switch name {
+				case "tbsResponseData":
+					tbs = der
+				case "signature":
+					sig = der
+				}
+				return der
+			}
+			good = r.DER()
+			for _, test := range []struct {
+				name      string
+				delegated bool
+				refused   bool
+				certs     [][]byte
+			}{
+				{"garbage before it", false, false, [][]byte{garbage, own}},
+				{"garbage behind it", false, false, [][]byte{own, garbage}},
+				{"cut certificates around it", false, false, [][]byte{cut, own, cut}},
+				{"more than eight before it", false, false, append(slices.Repeat([][]byte{ca.Root.Raw}, 9), own)},
+				{"another delegate of the same name before it", false, false, [][]byte{another, own}},
+				{"a damaged copy before it", false, false, [][]byte{damaged, own}},
+				{"it comes twice", false, false, [][]byte{own, own}},
+				{"bytes after its signature", false, false, [][]byte{der(0x30, inside(own), []byte{5, 0})}},
+				{"garbage after its signature", false, false, [][]byte{der(0x30, inside(own), []byte("\xff\x00garbage"))}},
+				{"its chain", false, false, [][]byte{own, ca.Issuer.Raw, ca.Root.Raw}},
+				{"its signature laid out otherwise", true, true, [][]byte{der(0x30, body, bits(1, shifted))}},
+				{"its outer algorithm is another", true, true, [][]byte{der(0x30, otherwise, signature)}},
+				{"a damaged copy alone", true, true, [][]byte{damaged}},
+			} {
+				if test.delegated && by != d {
+					continue
+				}
+				t.Run(fmt.Sprintf("%s, by name %v: %s", by.Certificate.Subject.CommonName, byName, test.name), func(t *testing.T) {
+					r.Tamper = func(name string, was []byte) []byte {
+						switch name {
+						case "tbsResponseData":
+							return tbs
+						case "signature":
+							return sig
+						case "certs":
+							return der(0xa0, der(0x30, test.certs...))
+						}
+						return was
+					}
+					state := tls.ConnectionState{OCSPResponse: r.DER(), PeerCertificates: []*x509.Certificate{leaf},
+						VerifiedChains: [][]*x509.Certificate{{leaf, ca.Issuer, ca.Root}}}
+					v := new(staple.ResponseVerifier)
+					result, _, err := v.Verify(state.OCSPResponse, leaf, ca.Issuer, now)
+					if test.refused {
+						require.Error(t, err)
+						require.Error(t, v.VerifyConnection(state))
+						return
+					}
+					require.NoError(t, err)
+					require.Equal(t, good, result.Raw)
+					require.NoError(t, v.VerifyConnection(state))
+				})
+			}
+		}
+	}
 }
