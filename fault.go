@@ -19,11 +19,18 @@ import (
 // that its exported fields tell.
 const notAsked schedule.Fault = -1
 
-// sourceOf returns a URL as the schedule has it.
+// sourceOf returns a URL as the schedule has it. Its host has the port, but for the usual one of http: whoever
+// listens at one port says nothing of another.
 func sourceOf(s string) schedule.Source {
 	at := schedule.Source{URL: s}
 	if u, err := url.Parse(s); err == nil {
 		at.Host = strings.ToLower(u.Host)
+		switch {
+		case u.Scheme == "http":
+			at.Host = strings.TrimSuffix(at.Host, ":80")
+		case u.Scheme == "https" && u.Port() == "" && at.Host != "":
+			at.Host = strings.TrimSuffix(at.Host, ":") + ":443"
+		}
 	}
 	return at
 }

@@ -13,6 +13,7 @@
 //	selection      which certificate is served while others come and go, at what cost, and if its staple ends meanwhile
 //	many           certificates without end: what they leave in memory, and goroutines
 //	vectors        what testdata/vectors tells others to say of a response
+//	siege          certificates that tenants bring, made to hold up those of others
 //	differential*  what TLSConfig returns against crypto/tls, with configurations and clients drawn by chance
 //	fetch*         responders of CFSSL and OpenSSL; nginx and tinyproxy between a responder and the HTTPFetcher
 //	listener, openssl, close, fips
