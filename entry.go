@@ -313,6 +313,9 @@ func (e *entry) conclude(o outcome) {
 		g.schedule.Done(&e.item, done, now)
 		return
 	}
+	if !now.Before(e.leaf.NotAfter) {
+		o = outcome{err: errExpired, final: true, asked: o.asked, began: o.began} // meanwhile
+	}
 	if o.responder != "" {
 		e.responder = o.responder
 	}

@@ -201,3 +201,27 @@ func TestAStepOfTheClockDoesNotBringTheNextRequestsForward(t *testing.T) {
 		require.Less(t, len(w.Responder.Requests(nil))-n, 10)
 	})
 }
+
+func TestACertificateThatExpiresDuringARoundIsNotAskedAboutAnyMore(t *testing.T) {
+	for name, answer := range map[string]stapletest.Answer{"in vain": {Hang: true}, "good": {Delay: 9 * time.Second}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := world.New(t)
+				s := w.Stapler()
+				w.Responder.Set(nil, answer)
+				c, err := s.Add(w.Leaf(func(o *stapletest.LeafOptions) { o.NotAfter = time.Now().Add(5 * time.Second) }))
+				require.NoError(t, err)
+				time.Sleep(time.Minute)
+				require.ErrorIs(t, c.Wait(world.Soon(t)), staple.ErrNoResponder)
+				st := c.Status()
+				require.ErrorIs(t, st.Err, staple.ErrNoResponder)
+				require.Zero(t, st.NextRefresh)
+				require.Zero(t, st.Failures)
+				require.Empty(t, w.Log.Kinds())
+				asked := len(w.Responder.Requests(nil))
+				time.Sleep(world.Day)
+				require.Len(t, w.Responder.Requests(nil), asked)
+			})
+		})
+	}
+}
