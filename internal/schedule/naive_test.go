@@ -304,10 +304,10 @@ func (n *naive) remove(it *Item) {
 func (n *naive) start(e *entry) {
 	switch {
 	case e.state == Idle, e.state == Scheduled:
-		e.over = false
+		e.over, e.told = false, false
 		n.comeDue(e)
 	case e.state == Storing && e.then == Idle:
-		e.over = false
+		e.over, e.told = false, false
 		e.then, e.due = Scheduled, n.now
 	}
 }

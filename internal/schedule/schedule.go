@@ -109,17 +109,17 @@ func (s *Schedule) Remove(it *Item, now time.Time) {
 	}
 }
 
-// Start makes it due now, if it is Idle or Scheduled.
+// Start makes it due now, if it is Idle or Scheduled. What comes of that is its first round, if there was one or not.
 func (s *Schedule) Start(it *Item, now time.Time) {
 	s.tree.now = wall.MicroOf(now)
 	switch {
 	case it.gone:
 	case it.state == Idle, it.state == Scheduled:
-		it.over = false
+		it.over, it.toldFirst = false, false
 		s.part(it)
 		s.comeDue(it)
 	case it.state == Storing && it.then == Idle:
-		it.over = false
+		it.over, it.toldFirst = false, false
 		it.then, it.due = Scheduled, s.tree.now
 		s.watch(it)
 	}

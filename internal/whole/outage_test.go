@@ -355,3 +355,28 @@ func TestAfterAnOutageAllWorkersCatchUp(t *testing.T) {
 		require.Less(t, time.Since(start), 45*time.Second) // 200 at 16 workers and 1 s, from within half a minute: 12.5 to 42.5 s
 	})
 }
+
+func TestTheFirstRoundOfAnIssuerThatComesLaterEndsInAPauseToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		s := w.Stapler(func(s *staple.Stapler) { s.Fetcher = staple.FetcherFunc(s.Fetcher.Fetch) }) // which fetches no issuer
+		w.Responder.Set(nil, stapletest.Answer{HTTPStatus: 429, Header: http.Header{"Retry-After": {"600"}}})
+		chain := w.Leaf(world.Names("bare.example.com"))
+		bare := chain
+		bare.Certificate = chain.Certificate[:1]
+		c, err := s.Add(bare)
+		require.NoError(t, err)
+		require.ErrorIs(t, c.Wait(world.Soon(t)), staple.ErrNoIssuer)
+		_, err = s.Add(w.Leaf())
+		require.NoError(t, err)
+		require.NoError(t, s.Wait(world.Soon(t)))
+		c, err = s.Add(chain)
+		require.NoError(t, err)
+		began := time.Now()
+		require.NoError(t, s.Wait(world.Soon(t)))
+		require.Less(t, time.Since(began), 6*time.Second)
+		require.ErrorContains(t, c.Status().Err, "429")
+		time.Sleep(time.Hour)
+		require.NotEmpty(t, w.Responder.Requests(c.TLS().Leaf), "it is not asked about")
+	})
+}
