@@ -115,10 +115,10 @@ func (it *Item) urgency(now int64) class {
 	case h.revoked && h.current(now):
 	case h.revoked:
 		return patient
-	case !h.current(now) && it.age == 0:
-		return fresh
 	case !h.current(now) && it.fails >= patience:
 		return patient
+	case !h.current(now) && it.age == 0:
+		return fresh
 	case !h.current(now):
 		return unstapled
 	case now >= h.moment(0):

@@ -141,7 +141,7 @@ func (n *naive) waiting(sc scope) (all []*entry) {
 func (n *naive) current(e *entry) bool { return e.held.end > n.now }
 
 // urgency: what was never asked about, what has no staple, the last quarter, the rest; and after all others what has
-// no staple and failed three times.
+// no staple and failed three times, even if nobody was asked.
 func (n *naive) urgency(e *entry) class {
 	switch {
 	case e.held.revoked && n.current(e):
@@ -152,10 +152,10 @@ func (n *naive) urgency(e *entry) class {
 		return routine
 	case n.current(e):
 		return nearEnd
-	case e.askedAt == 0:
-		return fresh
 	case e.fails >= 3:
 		return patient
+	case e.askedAt == 0:
+		return fresh
 	}
 	return unstapled
 }

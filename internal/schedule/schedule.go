@@ -26,7 +26,8 @@
 // Refresh makes any of them Waiting, before all others and past every pause.
 //
 // Which of those that wait is next: what was never asked about, then what has lost its staple, then what is in
-// the last quarter of it, then the rest, and host by host among equals. Who is at fault for a failure pauses
+// the last quarter of it, then the rest, then what has no staple and failed three times, and host by host among
+// equals. Who is at fault for a failure pauses
 // (host, URL, or authority at a URL), and it is a tree of these that the items wait in: see tree and pause. When
 // an item is due is in plan.go.
 package schedule

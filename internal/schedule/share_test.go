@@ -228,3 +228,25 @@ func TestThousandsOfDeadHosts(t *testing.T) {
 	require.Less(t, w.asked, 80*n)
 	require.Greater(t, w.asked, 20*n)
 }
+
+// Nobody is asked about a certificate whose issuer is not to be had, but that costs a worker all the same.
+func TestCertificatesWithoutAnIssuerDoNotStarveOneThatHasAStaple(t *testing.T) {
+	w := newWorld(t, 2)
+	good := w.add(1, "ca", "live/")[0]
+	w.answer = func(it *Item) (time.Duration, Outcome) {
+		if it != good {
+			return 10 * time.Second, Outcome{Result: Failed, Err: errTest}
+		}
+		return 50 * time.Millisecond, newer(w.now.Add(50*time.Millisecond), aDay)
+	}
+	w.run(time.Minute, func() bool { return len(w.stapled) == 1 })
+	for i := range 1000 {
+		w.add(1, "ca", fmt.Sprint("host", i, "/"))
+	}
+	late := false
+	w.run(4*aDay, func() bool {
+		late = late || w.now.UnixMicro() > good.held.end
+		return late
+	})
+	require.False(t, late, "its staple ended")
+}
