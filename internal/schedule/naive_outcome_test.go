@@ -257,6 +257,7 @@ func (n *naive) blame(e *entry, o Outcome) (shared bool, retryAfter time.Duratio
 	if !known {
 		e.route(at)
 	}
+	strays := !known && e.fails > 3
 	own, failedSo := false, e.shared
 	retryAfter = o.RetryAfter
 	for _, a := range answers {
@@ -281,7 +282,7 @@ func (n *naive) blame(e *entry, o Outcome) (shared bool, retryAfter time.Duratio
 			t, key = host, nodeKey{hostLevel, sc.host, ""}
 		}
 		switch {
-		case t == nil || failedSo > 0 && t.goodOp > failedSo && (!a.Busy || a.RetryAfter > 0):
+		case t == nil || strays || failedSo > 0 && t.goodOp > failedSo && (!a.Busy || a.RetryAfter > 0):
 			own = true
 			retryAfter = max(retryAfter, a.RetryAfter)
 			n.refuse(e, ca, a, &n.s.tree.nodes[nodeKey{caLevel, a.URL, e.ca}].pause)

@@ -147,8 +147,10 @@ func (t *tree) blame(it *Item, o Outcome) (shared bool, retryAfter time.Duration
 	if len(o.Answers) == 0 {
 		o.Answers = []Answer{{Fault: Certificate, Err: o.Err}}
 	}
+	strays := false // it comes from somewhere else again, where no pause knows how long that has gone on
 	for _, a := range o.Answers {
 		if !slices.Contains(it.route.urls, a.URL) {
+			strays = it.fails > patience
 			var at []Source
 			for _, a := range o.Answers {
 				at = append(at, a.Source)
@@ -177,10 +179,10 @@ func (t *tree) blame(it *Item, o Outcome) (shared bool, retryAfter time.Duration
 		if at != nil {
 			it.shared = t.turns
 		}
-		if at != nil && (failed == 0 || at.pause.good <= failed || a.Busy && a.RetryAfter == 0) {
+		if at != nil && !strays && (failed == 0 || at.pause.good <= failed || a.Busy && a.RetryAfter == 0) {
 			shared = true
 			t.fail(at, a, it.began)
-		} else { // its own, or else others would not have been lucky since it failed
+		} else { // its own: others have been lucky since it failed, or it is asked about elsewhere each time
 			own = true
 			retryAfter = max(retryAfter, a.RetryAfter)
 			t.refuse(ca, it, a)

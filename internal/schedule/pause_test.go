@@ -317,3 +317,23 @@ func TestInTheLastQuarterOneHurriesForAll(t *testing.T) {
 	require.Equal(t, 5*time.Minute, gaps[0])
 	require.LessOrEqual(t, gaps[len(gaps)-1], 30*time.Second)
 }
+
+// A Fetcher may make up URLs, or choose among many: a pause of each is no pause.
+func TestOneThatIsAskedAboutElsewhereEachTimeIsAskedAboutLessAndLessOften(t *testing.T) {
+	for _, f := range []Fault{Certificate, CA, URL, Host} {
+		t.Run(fmt.Sprint(f), func(t *testing.T) {
+			w := newWorld(t, 2)
+			var kept int
+			w.answer = func(it *Item) (time.Duration, Outcome) {
+				url := at(fmt.Sprint("h", w.asked, "/"))
+				kept = max(kept, len(w.tree.nodes))
+				return time.Second, Outcome{Result: Failed, Asked: true, Answers: []Answer{{Source: url, Fault: f, Err: errTest}}, Err: errTest}
+			}
+			w.add(1, "ca", "h/")
+			w.run(aDay, never)
+			require.Greater(t, w.asked, 50)
+			require.Less(t, w.asked, 150)
+			require.Less(t, kept, 50)
+		})
+	}
+}
