@@ -125,6 +125,7 @@ func (g *engine) close() {
 func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte, added bool) bool {
 	key := sha256.Sum256(leaf.Raw)
 	at := sources(g.fetcher, leaf)
+	ca := authority(leaf, g.claimedIssuer(leaf, c.chain()[1:]))
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.collect()
@@ -139,7 +140,7 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 	if len(e.handles) == 0 {
 		g.entries[key] = e
 		e.askable.Store(len(at) > 0)
-		g.schedule.Add(&e.item, authority(leaf), at, leaf.NotAfter)
+		g.schedule.Add(&e.item, ca, at, leaf.NotAfter)
 	}
 	e.handles = append(e.handles, c)
 	c.added = added

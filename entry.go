@@ -103,12 +103,31 @@ func newEntry(g *engine, leaf *x509.Certificate, key [sha256.Size]byte) *entry {
 
 func (e *entry) cacheKey() string { return hex.EncodeToString(e.key[:]) }
 
-// authority tells the authorities apart that issue certificates, without their own: by name and key identifier.
-func authority(leaf *x509.Certificate) string {
+// authority tells the authorities apart that issue certificates: by name and key identifier, which anybody can claim,
+// and by the key if issuer is not nil.
+func authority(leaf, issuer *x509.Certificate) string {
 	h := sha256.New()
 	h.Write(leaf.RawIssuer)
 	h.Write(leaf.AuthorityKeyId)
+	if issuer != nil {
+		h.Write(issuer.RawSubjectPublicKeyInfo)
+	}
 	return string(h.Sum(nil)[:16])
+}
+
+// claimedIssuer returns the first certificate with the name of leaf's issuer, in its chain or Stapler.Issuers, or nil.
+func (g *engine) claimedIssuer(leaf *x509.Certificate, chain [][]byte) *x509.Certificate {
+	for _, der := range chain {
+		if c, err := issuers.Intern(der); err == nil && bytes.Equal(c.RawSubject, leaf.RawIssuer) {
+			return c
+		}
+	}
+	for _, c := range g.issuers {
+		if c != nil && bytes.Equal(c.RawSubject, leaf.RawIssuer) {
+			return c
+		}
+	}
+	return nil
 }
 
 // localIssuer returns the issuer if it is known, in a chain, or in
@@ -323,6 +342,9 @@ func (e *entry) conclude(o outcome) {
 	e.deferrals, e.forced = 0, false
 	if o.asked {
 		e.askable.Store(true)
+		if ca := e.item.Authority(); ca != authority(e.leaf, nil) {
+			done.CA = authority(e.leaf, e.issuer) // which is another one if the chain lied
+		}
 	}
 	var kind EventKind
 	switch {

@@ -86,6 +86,9 @@ func (it *Item) Asked() time.Time { return timeOf(it.age) }
 // Began returns when its last round began, and zero if there was none.
 func (it *Item) Began() time.Time { return timeOf(it.began.at) }
 
+// Authority returns the one of which it is a certificate.
+func (it *Item) Authority() string { return it.route.ca }
+
 // Host returns the host that is asked about it; of several the first, and "" if nobody knows.
 func (it *Item) Host() string {
 	if it.route == nil {

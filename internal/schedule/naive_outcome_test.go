@@ -105,7 +105,6 @@ func (n *naive) retry(e *entry, retryAfter time.Duration) span {
 // done is what came of a round, before which it was in a cohort or not.
 func (n *naive) done(e *entry, o Outcome, inCohort bool) {
 	old, was := e.held, e.name
-	wasRoute := e.at
 	e.state, e.then = Storing, Idle
 	if e.it.gone {
 		return
@@ -115,6 +114,10 @@ func (n *naive) done(e *entry, o Outcome, inCohort bool) {
 	}
 	if o.Result != Deferred {
 		e.told, e.forced, e.peeked = true, false, false
+	}
+	if o.CA != "" && o.CA != e.ca {
+		e.ca = o.CA
+		e.route(e.at)
 	}
 	shared, retryAfter := false, o.RetryAfter
 	switch o.Result {
@@ -136,10 +139,10 @@ func (n *naive) done(e *entry, o Outcome, inCohort bool) {
 		return
 	case o.Result == Newer:
 		n.take(e, o.Held)
-		moved := e.at
-		e.at = wasRoute // of those who took the same one
+		moved := e.name
+		e.name = was // of those who took the same one
 		n.follow(e, old)
-		e.at = moved
+		e.name = moved
 		w := n.refresh(e)
 		if w.from > n.now || !o.Asked {
 			e.due = n.dueIn(e, w)

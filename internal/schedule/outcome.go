@@ -22,6 +22,7 @@ const (
 type Outcome struct {
 	Result     Result
 	Asked      bool          // somebody was asked about the certificate
+	CA         string        // the authority of which it turned out to be a certificate; empty: as it was
 	Held       Held          // if it is newer
 	By         Source        // who answered, if Result is Newer or Unchanged; empty: nobody knows
 	Answers    []Answer      // of those that were asked in vain; none: nobody knows who was
@@ -55,6 +56,9 @@ func (s *Schedule) Done(it *Item, o Outcome, now time.Time) {
 		it.forced, it.peeked = false, false
 	}
 	c, r, shared, retryAfter := it.route.cohorts[it.held.end], it.route, false, o.RetryAfter
+	if o.CA != "" && o.CA != r.ca {
+		s.tree.reroute(it, o.CA, r.sources())
+	}
 	switch o.Result {
 	case Newer, Unchanged:
 		if o.Asked {
@@ -131,7 +135,7 @@ func (t *tree) answered(it *Item, by Source) {
 	if by.URL == "" {
 		by.URL = r.urls[0]
 	} else if !slices.Contains(r.urls, by.URL) {
-		t.reroute(it, []Source{by})
+		t.reroute(it, r.ca, []Source{by})
 		r = it.route
 	}
 	ca := r.nodeOf(by.URL, caLevel)
@@ -155,7 +159,7 @@ func (t *tree) blame(it *Item, o Outcome) (shared bool, retryAfter time.Duration
 			for _, a := range o.Answers {
 				at = append(at, a.Source)
 			}
-			t.reroute(it, at)
+			t.reroute(it, it.route.ca, at)
 			break
 		}
 	}
@@ -197,9 +201,9 @@ func (t *tree) blame(it *Item, o Outcome) (shared bool, retryAfter time.Duration
 	return shared && !own, retryAfter
 }
 
-// reroute makes it take the route to others than before.
-func (t *tree) reroute(it *Item, at []Source) {
+// reroute makes it take another route than before.
+func (t *tree) reroute(it *Item, ca string, at []Source) {
 	old := it.route
-	it.route = t.route(old.ca, at)
+	it.route = t.route(ca, at)
 	t.leave(old)
 }

@@ -100,6 +100,9 @@ func brief(o Outcome) string {
 			b = append(b, "revoked")
 		}
 	}
+	if o.CA != "" {
+		b = append(b, "of "+o.CA)
+	}
 	if o.By.URL != "" {
 		b = append(b, "by "+o.By.URL)
 	}
@@ -301,6 +304,9 @@ func (m *sim) next() bool {
 func (m *sim) done(it *Item, o Outcome) {
 	m.working = slices.DeleteFunc(m.working, func(o *Item) bool { return o == it })
 	m.storing = append(m.storing, it)
+	if o.Asked && m.number(it)%4 == 0 { // its chain has lied, now and then
+		o.CA = fmt.Sprint("ca", m.naive.op/4%3)
+	}
 	inCohort := it.cohort != nil
 	m.do(func() { m.Done(it, o, m.at()) }, func(n *naive) { n.done(n.of(it), o, inCohort) }, "Done %d: %s", m.number(it), brief(o))
 }

@@ -128,6 +128,14 @@ func (t *tree) leave(r *route) {
 	}
 }
 
+// sources returns where those who take r are asked about.
+func (r *route) sources() (at []Source) {
+	for i, end := range r.ends {
+		at = append(at, Source{Host: end.host().key.url, URL: r.urls[i]})
+	}
+	return at
+}
+
 // nodeOf returns the node of a level above the end of r that leads to url, or nil.
 func (r *route) nodeOf(url string, l level) *node {
 	i := slices.Index(r.urls, url)
