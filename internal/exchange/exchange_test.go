@@ -113,7 +113,7 @@ func TestHostileServers(t *testing.T) {
 			timeout := 5 * time.Second
 			if tt.Hangs {
 				timeout = 300 * time.Millisecond
-				tt.Err = "no complete answer within 3" // and some milliseconds
+				tt.Err = "no complete answer within "
 			}
 			c, read := newClient(t, timeout)
 			server := testhttp.ServeRaw(t, tt.Handle)
@@ -122,7 +122,8 @@ func TestHostileServers(t *testing.T) {
 			took := time.Since(began)
 			require.ErrorContains(t, r.Err, tt.Err)
 			require.NotContains(t, r.Err.Error(), server, "the URL is known")
-			require.Less(t, took, timeout+2*time.Second)
+			require.True(t, !tt.Hangs || took >= timeout, took)
+			require.Less(t, took, timeout+8*time.Second)
 			require.LessOrEqual(t, read.Load(), tt.KiB<<10)
 			require.LessOrEqual(t, len(r.Body), 64<<10)
 			require.Equal(t, read.Load() > 0, r.Answered)
