@@ -58,11 +58,11 @@ type entry struct {
 
 // A response is one that the Verifier accepted. It never changes, but for answer. Its times are in Unix microseconds.
 type response struct {
-	der                    []byte        // what is stapled, stored and shown
-	answer                 atomic.Uint64 // hashOf what der was taken from: bytes that came, and need not be verified again
+	der                    []byte // what is stapled, stored and shown
 	thisUpdate, producedAt int64
-	until                  int64 // by the Verifier
-	end                    int64 // until, or the leaf's NotAfter if that is earlier
+	until                  int64         // by the Verifier
+	end                    int64         // until, or the leaf's NotAfter if that is earlier
+	answer                 atomic.Uint32 // hashOf what der was taken from: bytes that came, and need not be verified again
 	revoked                bool
 }
 
@@ -82,7 +82,7 @@ func (r *response) newer(old *response) bool {
 func (r *response) same(other *response) bool { return !r.newer(other) && !other.newer(r) }
 
 // is reports whether r was taken from an answer, whose hash is given, or is that itself.
-func (r *response) is(answer []byte, hash uint64) bool {
+func (r *response) is(answer []byte, hash uint32) bool {
 	return hash == r.answer.Load() || bytes.Equal(answer, r.der)
 }
 
@@ -90,7 +90,7 @@ var seed = maphash.MakeSeed()
 
 // hashOf returns by what an answer is known again. Nobody can aim at it, since nobody knows the seed. If two hash alike
 // after all, the later is taken for what is held: it is never stapled.
-func hashOf(answer []byte) uint64 { return maphash.Bytes(seed, answer) }
+func hashOf(answer []byte) uint32 { return uint32(maphash.Bytes(seed, answer)) }
 
 // current reports whether r has not ended.
 func (r *response) current() bool { return wall.Micro() < r.end }

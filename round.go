@@ -248,7 +248,7 @@ type acceptor struct {
 	mu      sync.Mutex
 	held    *response // when the first came
 	taken   *response // the newest accepted, or held if nothing newer came
-	last    uint64    // hashOf what was accepted last, if seen
+	last    uint32    // hashOf what was accepted last, if seen
 	seen    bool
 	older   int // authentic, but older than held
 	refused int // for any other reason
