@@ -348,7 +348,7 @@ func (n *naive) compare(notices []Notice) error {
 		case it.queued == inRoute && it.class != e.class:
 			return fmt.Errorf("item %v is in class %d instead of %d", name(it, 0), it.class, e.class)
 		}
-		if n.ended(e) && !e.lone && !e.forced && (e.state == Waiting || e.state == Working && e.began >= e.held.end) {
+		if n.ended(e) && !e.lone && !e.forced && (e.where == inRoute || it.via != nil && e.began >= e.held.end) {
 			key := fmt.Sprint(e.name, e.held.end)
 			if led[key] != nil && looked(n.s, n.now) {
 				return fmt.Errorf("items %v and %v both ask for all whose staples ended then", name(it, 0), led[key])
