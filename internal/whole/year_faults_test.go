@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"io"
 	"math"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/mldsa"
 	"github.com/go-staple/staple/internal/world"
 	"github.com/go-staple/staple/stapletest"
 	"golang.org/x/crypto/ocsp"
@@ -186,6 +188,24 @@ func (y *year) register(c *yearCert, der []byte) {
 		c.archive[0].der = nil
 		c.archive = c.archive[1:]
 	}
+}
+
+// judge verifies what is stapled without the code under test: with x/crypto/ocsp, and of ML-DSA, which that does not know,
+// with crypto/x509.
+func (y *year) judge(der []byte, leaf *x509.Certificate) (*ocsp.Response, error) {
+	issuer := y.CA.Issuer
+	if mldsa.KeyName(issuer.PublicKey) == "" {
+		return ocsp.ParseResponseForCert(der, leaf, issuer)
+	}
+	p, err := ocsp.ParseResponseForCert(der, leaf, nil)
+	switch {
+	case err != nil:
+	case p.Certificate != nil: // with whose key x/crypto has verified it
+		err = p.Certificate.CheckSignatureFrom(issuer)
+	default:
+		err = issuer.CheckSignature(issuer.SignatureAlgorithm, p.TBSResponseData, p.Signature)
+	}
+	return p, err
 }
 
 // deliver notes that the process gets der as an answer about c.
