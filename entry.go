@@ -316,7 +316,7 @@ func (e *entry) adoptCarried(issuer *x509.Certificate) {
 	if e.held == nil {
 		e.unstaple()
 	}
-	if refused != nil {
+	if refused != nil && !g.closed {
 		g.log(slog.LevelWarn, "the OCSP staple that came with a certificate was refused", e, slog.Any("error", refused))
 	}
 }

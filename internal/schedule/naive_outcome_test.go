@@ -139,10 +139,7 @@ func (n *naive) done(e *entry, o Outcome, inCohort bool) {
 		return
 	case o.Result == Newer:
 		n.take(e, o.Held)
-		moved := e.name
-		e.name = was // of those who took the same one
-		n.follow(e, old)
-		e.name = moved
+		n.follow(e, old, was)
 		w := n.refresh(e)
 		if w.from > n.now || !o.Asked {
 			e.due = n.dueIn(e, w)

@@ -326,7 +326,7 @@ func (n *naive) rest(e *entry) {
 func (n *naive) hold(e *entry, h Held) {
 	old := e.held
 	n.take(e, h)
-	n.follow(e, old)
+	n.follow(e, old, e.name)
 	if e.forced && n.current(e) && !h.Revoked && e.due >= e.held.end {
 		e.due = e.held.end
 		if e.held.end >= e.expires {
@@ -360,10 +360,10 @@ func (n *naive) stage(e *entry) (stage int8) {
 	return stage
 }
 
-// follow makes all wait who followed one that had old.
-func (n *naive) follow(e *entry, old held) {
+// follow makes all wait who followed one that had old, and took a route.
+func (n *naive) follow(e *entry, old held, route string) {
 	for _, o := range n.entries {
-		if o == e || old.end == 0 || o.held.end != old.end || o.name != e.name || !n.ended(o) || o.lone {
+		if o == e || old.end == 0 || o.held.end != old.end || o.name != route || !n.ended(o) || o.lone {
 			continue
 		}
 		switch {
