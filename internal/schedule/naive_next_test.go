@@ -11,7 +11,7 @@ import (
 func (n *naive) look() {
 	var aged []*entry
 	for _, e := range n.entries {
-		if stage := n.stage(e); stage > e.held.stage && !e.it.gone {
+		if stage := naivelyStage(n, e); stage > e.held.stage && !e.it.gone {
 			e.held.stage = stage
 			kind := StapleEnding
 			if stage == 3 {
@@ -54,7 +54,7 @@ func (n *naive) look() {
 // needs to remember.
 func (n *naive) settle() {
 	for _, e := range n.entries {
-		if !n.ended(e) || e.forced || e.it.gone {
+		if !naivelyEnded(n, e) || e.forced || e.it.gone {
 			continue
 		}
 		real, mine := e.it, e.state
@@ -71,25 +71,25 @@ func (n *naive) settle() {
 		case mine == real.state && e.where == real.queued && (mine != Scheduled || e.due == real.due):
 		case e.lone:
 		case real.state == Following:
-			n.withdraw(e)
+			naivelyWithdraw(n, e)
 			if mine != Following {
 				e.state, e.arrived, e.since = Following, n.op, n.now
 			}
 		case real.state == Scheduled: // it leads from now on, when the intervals say
-			n.withdraw(e)
+			naivelyWithdraw(n, e)
 			e.state, e.due = Scheduled, real.due
 		case real.state == Waiting:
-			if blocked, _ := n.blocked(e); real.queued == inPeeks && (!n.peeks || e.peeked || !blocked) {
+			if blocked, _ := naivelyBlocked(n, e); real.queued == inPeeks && (!n.peeks || e.peeked || !blocked) {
 				n.fault("item %v peeks", name(e.it, 0))
 			}
-			n.queue(e, real.queued)
+			naivelyQueue(n, e, real.queued)
 		}
 	}
 	for sc := range n.scopes {
 		if sc.route != "" {
 			continue
 		}
-		if n.node(sc) == nil {
+		if naivelyNode(n, sc) == nil {
 			delete(n.scopes, sc)
 		}
 	}
@@ -112,8 +112,8 @@ func (n *naive) settle() {
 	maps.DeleteFunc(n.asked, func(h string, _ int) bool { return !hosts[h] })
 }
 
-// node returns the schedule's own of sc.
-func (n *naive) node(sc scope) *node {
+// naivelyNode returns the schedule's own of sc.
+func naivelyNode(n *naive, sc scope) *node {
 	key := nodeKey{hostLevel, sc.host, ""}
 	if sc.url != "" {
 		key = nodeKey{urlLevel, sc.url[1:], ""}
@@ -141,10 +141,10 @@ func (n *naive) next(it *Item, task Task, looked bool) {
 		return
 	}
 	got := n.of(it)
-	want, kind := n.choose(working, peekers, got)
+	want, kind := naivelyChoose(n, working, peekers, got)
 	switch {
 	case task == kind && (task == Nothing || slices.Contains(want, got)):
-	case !looked && (task == Nothing || task == Ask && got.where == inRoute && n.open(n.path(got))):
+	case !looked && (task == Nothing || task == Ask && got.where == inRoute && naivelyOpen(n, naivelyPath(n, got))):
 	default:
 		var names []any
 		for _, e := range want {
@@ -161,24 +161,24 @@ func (n *naive) next(it *Item, task Task, looked bool) {
 	if e.where == inAsked {
 		delete(n.asked, host)
 	}
-	n.withdraw(e)
+	naivelyWithdraw(n, e)
 	e.state, e.began, e.beganOp, e.passed = Working, n.now, n.op, e.forced
 	if task == Peek {
 		e.peeked = true
 		return
 	}
-	for _, sc := range n.path(e) {
+	for _, sc := range naivelyPath(n, e) {
 		n.trouble(sc).served = n.op
 	}
 }
 
-// open reports whether all of these can be asked.
-func (n *naive) open(scopes []scope) bool {
-	return !slices.ContainsFunc(scopes, func(sc scope) bool { return sc.route == "" && !n.admits(sc, n.now) })
+// naivelyOpen reports whether all of these can be asked.
+func naivelyOpen(n *naive, scopes []scope) bool {
+	return !slices.ContainsFunc(scopes, func(sc scope) bool { return sc.route == "" && !naivelyAdmits(n, sc, n.now) })
 }
 
-// path returns the scopes through which a worker has gone to it.
-func (n *naive) path(e *entry) []scope {
+// naivelyPath returns the scopes through which a worker has gone to it.
+func naivelyPath(n *naive, e *entry) []scope {
 	for i, u := range e.at {
 		if ca := e.it.via.parent; u.URL == ca.key.url && ca.key.ca == e.ca {
 			return e.ways[i][:]
@@ -188,20 +188,20 @@ func (n *naive) path(e *entry) []scope {
 	return e.ways[0][:]
 }
 
-// choose returns those that may be next, got among them if the schedule's way to it was the right one.
-func (n *naive) choose(working, peekers int, got *entry) (all []*entry, task Task) {
+// naivelyChoose returns those that may be next, got among them if the schedule's way to it was the right one.
+func naivelyChoose(n *naive, working, peekers int, got *entry) (all []*entry, task Task) {
 	if working >= n.s.workers {
 		return nil, Nothing
 	}
 	// Refresh: host by host, and no host beyond its share.
 	first := 0
 	for h, since := range n.asked {
-		if n.inFlight(scope{host: h}) < n.share && (first == 0 || since < first) {
+		if naivelyInFlight(n, scope{host: h}) < n.share && (first == 0 || since < first) {
 			first = since
 		}
 	}
 	for h, since := range n.asked {
-		if since == first && n.inFlight(scope{host: h}) < n.share {
+		if since == first && naivelyInFlight(n, scope{host: h}) < n.share {
 			var here []*entry
 			for _, e := range n.entries {
 				if e.where == inAsked && e.at[0].Host == h {
@@ -229,9 +229,9 @@ func (n *naive) choose(working, peekers int, got *entry) (all []*entry, task Tas
 			continue
 		}
 		for _, w := range e.ways {
-			if n.open(w[:]) {
+			if naivelyOpen(n, w[:]) {
 				w := way{e, w}
-				if n.inFlight(w.path[0]) < n.share {
+				if naivelyInFlight(n, w.path[0]) < n.share {
 					free = append(free, w)
 				} else {
 					full = append(full, w)
@@ -255,7 +255,7 @@ func (n *naive) choose(working, peekers int, got *entry) (all []*entry, task Tas
 		var best []scope
 		var least [2]int64
 		for sc, g := range groups {
-			rank := [2]int64{n.rank(g, level, oldest), int64(n.trouble(sc).served)}
+			rank := [2]int64{naivelyRank(n, g, level, oldest), int64(n.trouble(sc).served)}
 			if c := slices.Compare(rank[:], least[:]); best == nil || c < 0 {
 				best, least = []scope{sc}, rank
 			} else if c == 0 {
@@ -264,12 +264,12 @@ func (n *naive) choose(working, peekers int, got *entry) (all []*entry, task Tas
 		}
 		sc := best[0]
 		if got != nil && got.it.via != nil {
-			if p := n.path(got); slices.Contains(best, p[level]) { // among equals, as it likes
+			if p := naivelyPath(n, got); slices.Contains(best, p[level]) { // among equals, as it likes
 				sc = p[level]
 			}
 		}
 		ways = groups[sc]
-		oldest = oldest || level < 3 && n.paused(sc)
+		oldest = oldest || level < 3 && naivelyPaused(n, sc)
 	}
 	for _, w := range ways {
 		all = append(all, w.e)
@@ -286,9 +286,9 @@ type way struct {
 	path [4]scope
 }
 
-// rank returns how urgent the most urgent of those beneath a scope of a level is, or when the one was asked about
+// naivelyRank returns how urgent the most urgent of those beneath a scope of a level is, or when the one was asked about
 // about which nobody was for the longest time.
-func (n *naive) rank(ways []way, level int, oldest bool) int64 {
+func naivelyRank(n *naive, ways []way, level int, oldest bool) int64 {
 	best := far
 	for _, w := range ways {
 		r := int64(w.e.class)
@@ -348,7 +348,7 @@ func (n *naive) compare(notices []Notice) error {
 		case it.queued == inRoute && it.class != e.class:
 			return fmt.Errorf("item %v is in class %d instead of %d", name(it, 0), it.class, e.class)
 		}
-		if n.ended(e) && !e.lone && !e.forced && (e.where == inRoute || it.via != nil && e.began >= e.held.end) {
+		if naivelyEnded(n, e) && !e.lone && !e.forced && (e.where == inRoute || it.via != nil && e.began >= e.held.end) {
 			key := fmt.Sprint(e.name, e.held.end)
 			if led[key] != nil && looked(n.s, n.now) {
 				return fmt.Errorf("items %v and %v both ask for all whose staples ended then", name(it, 0), led[key])
@@ -360,15 +360,15 @@ func (n *naive) compare(notices []Notice) error {
 		if sc.route != "" {
 			continue
 		}
-		p := &n.node(sc).pause
+		p := &naivelyNode(n, sc).pause
 		switch {
 		case p.state != t.state || p.state == recovering && (p.window != int32(t.window) || p.ceiling != int32(t.ceiling)):
 			return fmt.Errorf("%v is %d with a window of %d up to %d, instead of %d, %d, %d", sc, p.state, p.window, p.ceiling, t.state, t.window, t.ceiling)
 		case p.state == paused && (p.since != t.since || p.failedAt != t.failedAt || p.failures != int32(t.failures) || p.gap != t.gap):
 			return fmt.Errorf("%v has failed otherwise", sc)
-		case p.state == paused && looked(n.s, n.now) && n.node(sc).opens() != n.opens(sc):
-			return fmt.Errorf("%v opens after %v instead of %v, as %+v and %+v", sc, time.Duration(n.node(sc).opens()-n.now)*time.Microsecond,
-				time.Duration(n.opens(sc)-n.now)*time.Microsecond, *p, *t)
+		case p.state == paused && looked(n.s, n.now) && naivelyNode(n, sc).opens() != naivelyOpens(n, sc):
+			return fmt.Errorf("%v opens after %v instead of %v, as %+v and %+v", sc, time.Duration(naivelyNode(n, sc).opens()-n.now)*time.Microsecond,
+				time.Duration(naivelyOpens(n, sc)-n.now)*time.Microsecond, *p, *t)
 		}
 	}
 	return n.err
@@ -380,12 +380,12 @@ func (n *naive) tell(notices []Notice) {
 	for _, o := range notices {
 		if o.Kind == Paused {
 			e := n.of(o.Item)
-			follows := e != nil && e.state == Scheduled && n.ended(e) && n.began // it did, and leads from now on
+			follows := e != nil && e.state == Scheduled && naivelyEnded(n, e) && n.began // it did, and leads from now on
 			if e == nil || e.told || e.state != Waiting && e.state != Following && !follows || o.Err == nil {
 				n.fault("item %v is told of a pause", name(o.Item, 0))
 				return
 			}
-			if blocked, _ := n.blocked(e); !blocked && !n.began {
+			if blocked, _ := naivelyBlocked(n, e); !blocked && !n.began {
 				n.fault("item %v is told of a pause, and nothing that it needs pauses", name(o.Item, 0))
 			}
 			e.told = true
@@ -394,7 +394,7 @@ func (n *naive) tell(notices []Notice) {
 		}
 	}
 	for _, e := range n.entries {
-		blocked, authority := n.blocked(e)
+		blocked, authority := naivelyBlocked(n, e)
 		if e.told || e.it.gone || e.where != inRoute && e.state != Following || !blocked {
 			continue
 		}

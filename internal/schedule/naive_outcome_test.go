@@ -15,13 +15,13 @@ func (n *naive) fault(format string, args ...any) {
 // A span is when something may be due.
 type span struct{ from, to int64 }
 
-func (n *naive) after(least, most int64) span { return span{n.now + least, n.now + most} }
+func naivelyAfter(n *naive, least, most int64) span { return span{n.now + least, n.now + most} }
 
-// dueIn takes over when it is due, which has to be within one of some spans, or at the end of its staple if that
+// naivelyDueIn takes over when it is due, which has to be within one of some spans, or at the end of its staple if that
 // comes first, or never if its certificate ends with that.
-func (n *naive) dueIn(e *entry, spans ...span) int64 {
+func naivelyDueIn(n *naive, e *entry, spans ...span) int64 {
 	for i, w := range spans {
-		if n.current(e) && !e.held.revoked {
+		if naivelyCurrent(n, e) && !e.held.revoked {
 			last := e.held.end
 			if e.held.end >= e.expires {
 				last = far
@@ -42,8 +42,8 @@ func (n *naive) dueIn(e *entry, spans ...span) int64 {
 	return e.it.due
 }
 
-// refresh: half of the validity, give or take a tenth of it, four days at most; what is revoked within the hour.
-func (n *naive) refresh(e *entry) span {
+// naivelyRefresh: half of the validity, give or take a tenth of it, four days at most; what is revoked within the hour.
+func naivelyRefresh(n *naive, e *entry) span {
 	half := (e.held.until - e.held.start) / 2
 	w := span{max(e.held.start+min(half, 4*day)*9/10, n.now), max(e.held.start+min(half*11/10, 4*day), n.now)}
 	w.from -= 10 // it rounds otherwise
@@ -56,47 +56,47 @@ func (n *naive) refresh(e *entry) span {
 // pause is the least between two rounds while a staple is held.
 func (e *entry) pause() int64 { return max(min((e.held.until-e.held.start)/1000, 10*minute), second) }
 
-// unchanged: half of what is left, a day at most, and an hour for what is revoked.
-func (n *naive) unchanged(e *entry) span {
-	if !n.current(e) {
-		return n.bare(e)
+// naivelyUnchanged: half of what is left, a day at most, and an hour for what is revoked.
+func naivelyUnchanged(n *naive, e *entry) span {
+	if !naivelyCurrent(n, e) {
+		return naivelyBare(n, e)
 	}
 	most := day
 	if e.held.revoked {
 		most = hour
 	}
 	half := min((e.held.end-n.now)/2, most)
-	return n.after(max(half*9/10-1, e.pause()), max(half, e.pause()))
+	return naivelyAfter(n, max(half*9/10-1, e.pause()), max(half, e.pause()))
 }
 
-// bare: every few seconds at first, from the end on.
-func (n *naive) bare(e *entry) span {
+// naivelyBare: every few seconds at first, from the end on.
+func naivelyBare(n *naive, e *entry) span {
 	outage := n.now - e.held.end
 	switch {
 	case e.held.end == 0 || e.began < e.held.end:
-		return n.after(second, second)
+		return naivelyAfter(n, second, second)
 	case outage < day:
 		most := min(4*second+outage/10, 5*minute)
-		return n.after(most/2, most)
+		return naivelyAfter(n, most/2, most)
 	}
-	return n.after(hour/2, hour)
+	return naivelyAfter(n, hour/2, hour)
 }
 
-// retry: exponentially, with full jitter, clamped; a longer Retry-After wins, up to half of what is left, or an hour.
-func (n *naive) retry(e *entry, retryAfter time.Duration) span {
+// naivelyRetry: exponentially, with full jitter, clamped; a longer Retry-After wins, up to half of what is left, or an hour.
+func naivelyRetry(n *naive, e *entry, retryAfter time.Duration) span {
 	var w span
 	growing := min(10*second<<min(e.tries-1, 20), hour)
 	patience := hour
 	switch {
-	case n.current(e):
+	case naivelyCurrent(n, e):
 		patience = (e.held.end - n.now) / 2
-		w = n.after(e.pause(), max(min(growing, patience/4), e.pause()))
+		w = naivelyAfter(n, e.pause(), max(min(growing, patience/4), e.pause()))
 	case e.held.end > 0:
-		w = n.bare(e)
+		w = naivelyBare(n, e)
 	case e.tries < 50:
-		w = n.after(second, max(min(growing, 10*minute), second))
+		w = naivelyAfter(n, second, max(min(growing, 10*minute), second))
 	default:
-		w = n.after(second, growing)
+		w = naivelyAfter(n, second, growing)
 	}
 	asked := retryAfter.Microseconds()
 	return span{max(w.from, n.now+min(asked, patience)), max(w.to, n.now+min(asked*11/10, patience))}
@@ -123,13 +123,13 @@ func (n *naive) done(e *entry, o Outcome, inCohort bool) {
 	switch o.Result {
 	case Newer, Unchanged:
 		if o.Asked {
-			n.answered(e, o.By)
+			naivelyAnswered(n, e, o.By)
 		}
 		e.tries, e.fails, e.shared = 0, 0, 0
 	case Failed:
 		e.fails++
 		if o.Asked {
-			shared, retryAfter = n.blame(e, o)
+			shared, retryAfter = naivelyBlame(n, e, o)
 		}
 	}
 	e.then = Scheduled
@@ -140,18 +140,18 @@ func (n *naive) done(e *entry, o Outcome, inCohort bool) {
 	case o.Result == Newer:
 		n.take(e, o.Held)
 		n.follow(e, old, was)
-		w := n.refresh(e)
+		w := naivelyRefresh(n, e)
 		if w.from > n.now || !o.Asked {
-			e.due = n.dueIn(e, w)
+			e.due = naivelyDueIn(n, e, w)
 		} else { // it is what there is: not to be asked for again at once
-			e.due = n.dueIn(e, span{n.now + 2, w.to}, n.unchanged(e))
+			e.due = naivelyDueIn(n, e, span{n.now + 2, w.to}, naivelyUnchanged(n, e))
 		}
 		return
 	case o.Result == Unchanged:
-		e.due = n.unchangedDue(e, inCohort)
+		e.due = naivelyUnchangedDue(n, e, inCohort)
 	case o.Result == Deferred:
 		until := max(o.Until.UnixMicro(), 1)
-		e.due = n.dueIn(e, span{until, until})
+		e.due = naivelyDueIn(n, e, span{until, until})
 		return
 	case shared:
 		e.then = Waiting
@@ -159,7 +159,7 @@ func (n *naive) done(e *entry, o Outcome, inCohort bool) {
 		e.tries++
 		e.due = e.it.due
 		if !inCohort {
-			e.due = n.dueIn(e, n.retry(e, retryAfter))
+			e.due = naivelyDueIn(n, e, naivelyRetry(n, e, retryAfter))
 		}
 	}
 	if inCohort && was == e.name && e.it.then == Following {
@@ -167,15 +167,15 @@ func (n *naive) done(e *entry, o Outcome, inCohort bool) {
 	}
 }
 
-func (n *naive) unchangedDue(e *entry, inCohort bool) int64 {
+func naivelyUnchangedDue(n *naive, e *entry, inCohort bool) int64 {
 	if inCohort {
 		return e.it.due
 	}
-	return n.dueIn(e, n.unchanged(e))
+	return naivelyDueIn(n, e, naivelyUnchanged(n, e))
 }
 
-// answered: whoever answered is well, and its host and URL with it.
-func (n *naive) answered(e *entry, by Source) {
+// naivelyAnswered: whoever answered is well, and its host and URL with it.
+func naivelyAnswered(n *naive, e *entry, by Source) {
 	if by.URL == "" {
 		by = e.at[0]
 	} else if i := slices.IndexFunc(e.at, func(u Source) bool { return u.URL == by.URL }); i >= 0 {
@@ -186,17 +186,17 @@ func (n *naive) answered(e *entry, by Source) {
 	ca := n.trouble(scope{by.Host, "u" + by.URL, e.ca, ""})
 	ca.refused, ca.unknown = nil, 0
 	for _, sc := range []scope{{host: by.Host}, {host: by.Host, url: "u" + by.URL}, {by.Host, "u" + by.URL, e.ca, ""}} {
-		n.succeed(n.trouble(sc), e)
+		naivelySucceed(n, n.trouble(sc), e)
 	}
 }
 
-// succeed: the pause is over, and the number in flight doubles.
-func (n *naive) succeed(t *trouble, e *entry) {
+// naivelySucceed: the pause is over, and the number in flight doubles.
+func naivelySucceed(n *naive, t *trouble, e *entry) {
 	t.goodOp = max(t.goodOp, e.beganOp)
 	switch {
 	case t.state == paused && t.until > n.now && (e.passed || e.beganOp <= t.failedOp): // it asked others to come later
 	case t.state == paused:
-		n.recover(t, 2)
+		naivelyRecover(n, t, 2)
 	case t.state == recovering:
 		if t.window < t.ceiling {
 			t.window = min(2*t.window, t.ceiling)
@@ -209,15 +209,15 @@ func (n *naive) succeed(t *trouble, e *entry) {
 	}
 }
 
-func (n *naive) recover(t *trouble, window int) {
+func naivelyRecover(n *naive, t *trouble, window int) {
 	t.state, t.window, t.failures, t.until = recovering, window, 0, 0
 	if window >= n.share {
 		t.state = open
 	}
 }
 
-// fail: one failure, however many requests were in flight.
-func (n *naive) fail(t *trouble, e *entry, retryAfter time.Duration, useless bool, real *pause) {
+// naivelyFail: one failure, however many requests were in flight.
+func naivelyFail(n *naive, t *trouble, e *entry, retryAfter time.Duration, useless bool, real *pause) {
 	if t.state != paused {
 		t.since, t.failures, t.gap, t.ceiling, t.wanted = e.began, 0, second/16, n.share, 0
 		n.began = true
@@ -242,8 +242,8 @@ func (n *naive) fail(t *trouble, e *entry, retryAfter time.Duration, useless boo
 	}
 }
 
-// blame: each of those at fault pauses alone.
-func (n *naive) blame(e *entry, o Outcome) (shared bool, retryAfter time.Duration) {
+// naivelyBlame: each of those at fault pauses alone.
+func naivelyBlame(n *naive, e *entry, o Outcome) (shared bool, retryAfter time.Duration) {
 	answers := o.Answers
 	if len(answers) == 0 {
 		answers = []Answer{{Fault: Certificate}}
@@ -285,7 +285,7 @@ func (n *naive) blame(e *entry, o Outcome) (shared bool, retryAfter time.Duratio
 		case t == nil || strays || failedSo > 0 && t.goodOp > failedSo && (!a.Busy || a.RetryAfter > 0):
 			own = true
 			retryAfter = max(retryAfter, a.RetryAfter)
-			n.refuse(e, ca, a, &n.s.tree.nodes[nodeKey{caLevel, a.URL, e.ca}].pause)
+			naivelyRefuse(n, e, ca, a, &n.s.tree.nodes[nodeKey{caLevel, a.URL, e.ca}].pause)
 		case e.beganOp <= t.failedOp: // it was in flight
 			shared = true
 		case t.state == recovering && a.Busy && a.RetryAfter == 0 && t.window > 1:
@@ -295,23 +295,23 @@ func (n *naive) blame(e *entry, o Outcome) (shared bool, retryAfter time.Duratio
 			t.failedOp = n.op
 		default:
 			shared = true
-			n.fail(t, e, a.RetryAfter, false, &n.s.tree.nodes[key].pause)
+			naivelyFail(n, t, e, a.RetryAfter, false, &n.s.tree.nodes[key].pause)
 		}
 		if t != nil {
 			e.shared = n.op
 		}
 		if a.Fault < Host {
-			n.succeed(host, e)
+			naivelySucceed(n, host, e)
 		}
 		if a.Fault < URL {
-			n.succeed(url, e)
+			naivelySucceed(n, url, e)
 		}
 	}
 	return shared && !own, retryAfter
 }
 
-// refuse: eight different ones in a row, or ten failures of which nobody knows who was asked.
-func (n *naive) refuse(e *entry, ca *trouble, a Answer, real *pause) {
+// naivelyRefuse: eight different ones in a row, or ten failures of which nobody knows who was asked.
+func naivelyRefuse(n *naive, e *entry, ca *trouble, a Answer, real *pause) {
 	ca.unknown++
 	if !slices.Contains(ca.refused, e) {
 		ca.refused = append(ca.refused, e)
@@ -323,9 +323,9 @@ func (n *naive) refuse(e *entry, ca *trouble, a Answer, real *pause) {
 	switch {
 	case e.beganOp <= ca.failedOp:
 	case ca.state == paused && !ca.useless && a.Fault == Certificate:
-		n.recover(ca, 1)
+		naivelyRecover(n, ca, 1)
 	case many:
-		n.fail(ca, e, 0, true, real)
+		naivelyFail(n, ca, e, 0, true, real)
 	}
 }
 
@@ -337,9 +337,9 @@ func (n *naive) free(e *entry) {
 	e.state = e.then
 	switch {
 	case e.state == Waiting && e.forced:
-		n.queue(e, inAsked)
+		naivelyQueue(n, e, inAsked)
 	case e.state == Waiting:
-		n.queue(e, inRoute)
+		naivelyQueue(n, e, inRoute)
 		e.lone = true
 	}
 }

@@ -112,13 +112,13 @@ func (n *naive) trouble(sc scope) *trouble {
 	return n.scopes[sc]
 }
 
-func (n *naive) paused(sc scope) bool { return n.trouble(sc).state == paused }
+func naivelyPaused(n *naive, sc scope) bool { return n.trouble(sc).state == paused }
 
-// inFlight returns how many requests are under way at sc.
-func (n *naive) inFlight(sc scope) (count int) {
+// naivelyInFlight returns how many requests are under way at sc.
+func naivelyInFlight(n *naive, sc scope) (count int) {
 	for _, e := range n.entries {
 		if via := e.it.via; e.state == Working && via != nil {
-			at := n.path(e)[3]
+			at := naivelyPath(n, e)[3]
 			if sc.host == at.host && (sc.url == "" || sc.url == at.url) && (sc.ca == "" || sc.ca == at.ca) &&
 				(sc.route == "" || sc.route == at.route) {
 				count++
@@ -128,8 +128,8 @@ func (n *naive) inFlight(sc scope) (count int) {
 	return count
 }
 
-// waiting returns who waits beneath sc for the end of its pause or for a worker.
-func (n *naive) waiting(sc scope) (all []*entry) {
+// naivelyWaiting returns who waits beneath sc for the end of its pause or for a worker.
+func naivelyWaiting(n *naive, sc scope) (all []*entry) {
 	for _, e := range n.entries {
 		if e.where == inRoute && e.takes(sc) {
 			all = append(all, e)
@@ -138,19 +138,19 @@ func (n *naive) waiting(sc scope) (all []*entry) {
 	return all
 }
 
-func (n *naive) current(e *entry) bool { return e.held.end > n.now }
+func naivelyCurrent(n *naive, e *entry) bool { return e.held.end > n.now }
 
-// urgency: what was never asked about, what has no staple, the last quarter, the rest; and after all others what has
+// naivelyUrgency: what was never asked about, what has no staple, the last quarter, the rest; and after all others what has
 // no staple and failed three times, even if nobody was asked.
-func (n *naive) urgency(e *entry) class {
+func naivelyUrgency(n *naive, e *entry) class {
 	switch {
-	case e.held.revoked && n.current(e):
+	case e.held.revoked && naivelyCurrent(n, e):
 		return routine
 	case e.held.revoked:
 		return patient
-	case n.current(e) && n.now < e.held.end-(e.held.end-e.held.start)/4:
+	case naivelyCurrent(n, e) && n.now < e.held.end-(e.held.end-e.held.start)/4:
 		return routine
-	case n.current(e):
+	case naivelyCurrent(n, e):
 		return nearEnd
 	case e.fails >= 3:
 		return patient
@@ -160,12 +160,12 @@ func (n *naive) urgency(e *entry) class {
 	return unstapled
 }
 
-// opens returns when the pause of sc lets a request through.
-func (n *naive) opens(sc scope) int64 {
+// naivelyOpens returns when the pause of sc lets a request through.
+func naivelyOpens(n *naive, sc scope) int64 {
 	t := n.trouble(sc)
 	at, urgent := t.failedAt+min(max(5*minute, t.lasted/10), hour), far
 	bare, anyFresh, ends := false, false, far
-	waiting := n.waiting(sc)
+	waiting := naivelyWaiting(n, sc)
 	for _, e := range waiting {
 		switch e.class {
 		case fresh, unstapled, patient:
@@ -187,7 +187,7 @@ func (n *naive) opens(sc scope) int64 {
 		anyFresh = anyFresh || e.class == fresh
 		for _, w := range e.ways {
 			within := slices.Index(w[:3], sc)
-			if within >= 0 && n.current(e) && !slices.ContainsFunc(w[within+1:3], func(sc scope) bool { return !n.admits(sc, n.now) }) {
+			if within >= 0 && naivelyCurrent(n, e) && !slices.ContainsFunc(w[within+1:3], func(sc scope) bool { return !naivelyAdmits(n, sc, n.now) }) {
 				ends = min(ends, e.held.end)
 			}
 		}
@@ -211,23 +211,23 @@ func (n *naive) opens(sc scope) int64 {
 	return max(at, asked)
 }
 
-// admits reports whether sc can be asked.
-func (n *naive) admits(sc scope, now int64) bool {
+// naivelyAdmits reports whether sc can be asked.
+func naivelyAdmits(n *naive, sc scope, now int64) bool {
 	switch t := n.trouble(sc); t.state {
 	case paused:
-		return n.inFlight(sc) == 0 && n.opens(sc) <= now
+		return naivelyInFlight(n, sc) == 0 && naivelyOpens(n, sc) <= now
 	case recovering:
-		return n.inFlight(sc) < t.window
+		return naivelyInFlight(n, sc) < t.window
 	}
 	return true
 }
 
-// blocked reports whether all URLs of it pause, and whether at one of them that is only its authority.
-func (n *naive) blocked(e *entry) (blocked, authority bool) {
+// naivelyBlocked reports whether all URLs of it pause, and whether at one of them that is only its authority.
+func naivelyBlocked(n *naive, e *entry) (blocked, authority bool) {
 	for _, w := range e.ways {
 		switch {
-		case n.paused(w[0]) || n.paused(w[1]):
-		case n.paused(w[2]):
+		case naivelyPaused(n, w[0]) || naivelyPaused(n, w[1]):
+		case naivelyPaused(n, w[2]):
 			authority = true
 		default:
 			return false, false
@@ -236,34 +236,36 @@ func (n *naive) blocked(e *entry) (blocked, authority bool) {
 	return true, authority
 }
 
-// ended reports whether its staple has ended, so that one of its cohort is asked about for all.
-func (n *naive) ended(e *entry) bool { return e.held.end > 0 && !n.current(e) && !e.held.revoked }
+// naivelyEnded reports whether its staple has ended, so that one of its cohort is asked about for all.
+func naivelyEnded(n *naive, e *entry) bool {
+	return e.held.end > 0 && !naivelyCurrent(n, e) && !e.held.revoked
+}
 
 // comeDue makes it wait for its turn.
 func (n *naive) comeDue(e *entry) {
-	blocked, _ := n.blocked(e)
+	blocked, _ := naivelyBlocked(n, e)
 	switch {
 	case e.forced:
-		n.queue(e, inAsked)
-	case n.ended(e):
-		n.queue(e, inRoute) // and settle takes over where it is
+		naivelyQueue(n, e, inAsked)
+	case naivelyEnded(n, e):
+		naivelyQueue(n, e, inRoute) // and settle takes over where it is
 		e.lone = false
 	case n.peeks && !e.peeked && blocked:
-		n.queue(e, inPeeks)
+		naivelyQueue(n, e, inPeeks)
 	default:
-		n.queue(e, inRoute)
+		naivelyQueue(n, e, inRoute)
 	}
 }
 
-func (n *naive) queue(e *entry, q queued) {
+func naivelyQueue(n *naive, e *entry, q queued) {
 	e.state, e.where = Waiting, q
-	e.arrived, e.since, e.class = n.op, n.now, n.urgency(e)
+	e.arrived, e.since, e.class = n.op, n.now, naivelyUrgency(n, e)
 }
 
-func (n *naive) withdraw(e *entry) { e.where = notQueued }
+func naivelyWithdraw(n *naive, e *entry) { e.where = notQueued }
 
-func (n *naive) schedule(e *entry, due int64) {
-	n.withdraw(e)
+func naivelySchedule(n *naive, e *entry, due int64) {
+	naivelyWithdraw(n, e)
 	e.state, e.due = Scheduled, due
 }
 
@@ -298,7 +300,7 @@ func (n *naive) remove(it *Item) {
 	if e.state != Working && e.state != Storing {
 		n.entries = slices.DeleteFunc(n.entries, func(o *entry) bool { return o == e })
 	}
-	n.withdraw(e)
+	naivelyWithdraw(n, e)
 }
 
 func (n *naive) start(e *entry) {
@@ -314,7 +316,7 @@ func (n *naive) start(e *entry) {
 
 // rest makes nobody be asked about it.
 func (n *naive) rest(e *entry) {
-	n.withdraw(e)
+	naivelyWithdraw(n, e)
 	e.forced = false
 	if e.state == Storing {
 		e.then = Idle
@@ -327,7 +329,7 @@ func (n *naive) hold(e *entry, h Held) {
 	old := e.held
 	n.take(e, h)
 	n.follow(e, old, e.name)
-	if e.forced && n.current(e) && !h.Revoked && e.due >= e.held.end {
+	if e.forced && naivelyCurrent(n, e) && !h.Revoked && e.due >= e.held.end {
 		e.due = e.held.end
 		if e.held.end >= e.expires {
 			e.due = far
@@ -336,21 +338,21 @@ func (n *naive) hold(e *entry, h Held) {
 	switch {
 	case e.state == Working, e.forced, e.over, e.state == Idle && e.told, e.state == Storing && e.then == Idle:
 	case e.state == Storing:
-		e.then, e.due = Scheduled, n.dueIn(e, n.refresh(e))
+		e.then, e.due = Scheduled, naivelyDueIn(n, e, naivelyRefresh(n, e))
 	default:
-		n.schedule(e, n.dueIn(e, n.refresh(e)))
+		naivelySchedule(n, e, naivelyDueIn(n, e, naivelyRefresh(n, e)))
 	}
 }
 
 // take makes h what is held.
 func (n *naive) take(e *entry, h Held) {
 	e.held = held{start: h.ThisUpdate.UnixMicro(), until: h.Until.UnixMicro(), end: h.End.UnixMicro(), revoked: h.Revoked, quiet: h.Quiet}
-	e.held.stage = n.stage(e)
+	e.held.stage = naivelyStage(n, e)
 	e.tries, e.fails = 0, 0
 }
 
-// stage returns how many of the moments in the life of its staple have passed.
-func (n *naive) stage(e *entry) (stage int8) {
+// naivelyStage returns how many of the moments in the life of its staple have passed.
+func naivelyStage(n *naive, e *entry) (stage int8) {
 	validity := e.held.end - e.held.start
 	for _, at := range []int64{e.held.end - validity/4, e.held.end - validity/20, e.held.end} {
 		if e.held.end > 0 && at <= n.now {
@@ -363,12 +365,12 @@ func (n *naive) stage(e *entry) (stage int8) {
 // follow makes all wait who followed one that had old, and took a route.
 func (n *naive) follow(e *entry, old held, route string) {
 	for _, o := range n.entries {
-		if o == e || old.end == 0 || o.held.end != old.end || o.name != route || !n.ended(o) || o.lone {
+		if o == e || old.end == 0 || o.held.end != old.end || o.name != route || !naivelyEnded(n, o) || o.lone {
 			continue
 		}
 		switch {
 		case o.state == Following, o.state == Scheduled && o.it.state != Scheduled:
-			n.queue(o, inRoute)
+			naivelyQueue(n, o, inRoute)
 		case o.state == Storing && o.then != Idle && o.it.then == Waiting && !o.forced:
 			o.then = Waiting
 		}
@@ -395,19 +397,19 @@ func (n *naive) step() {
 	for _, t := range n.scopes {
 		t.failedAt = min(t.failedAt, n.now)
 		if t.state == paused {
-			n.recover(t, 1)
+			naivelyRecover(n, t, 1)
 		}
 	}
 	for _, e := range n.entries {
 		e.askedAt, e.began = min(e.askedAt, n.now), min(e.began, n.now)
-		e.held.stage = min(e.held.stage, n.stage(e))
+		e.held.stage = min(e.held.stage, naivelyStage(n, e))
 		switch {
 		case e.it.gone:
 		case e.over && n.now < e.expires:
 			e.over = false
 			n.start(e)
 		case e.state == Following, e.where == inRoute, e.state == Scheduled && e.it.state == Waiting && e.held.end > 0:
-			n.queue(e, inRoute) // who followed, and who led, need not any more
+			naivelyQueue(n, e, inRoute) // who followed, and who led, need not any more
 			e.lone = true
 		case e.state == Storing && e.it.then == Waiting && e.held.end > 0 && e.then != Idle:
 			e.then = Waiting
@@ -416,7 +418,7 @@ func (n *naive) step() {
 			if e.tries == 0 && e.held.end > 0 && !e.forced {
 				latest = max(n.now, e.held.start+min((e.held.until-e.held.start)/20*11, 4*day), n.now+day)
 			}
-			ends := n.current(e) && e.held.end >= e.expires // nobody is to be asked any more
+			ends := naivelyCurrent(n, e) && e.held.end >= e.expires // nobody is to be asked any more
 			if e.it.due > min(e.due, latest) && !(ends && e.it.due == far) {
 				n.fault("item %v is due %v later than before the clock was set", name(e.it, 0), time.Duration(e.it.due-e.due)*time.Microsecond)
 			}
