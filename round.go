@@ -41,7 +41,7 @@ type outcome struct {
 	response  *response // accepted; nil: none, or nothing newer
 	err       error
 	final     bool // there is no point in another round
-	deferred  bool // another process has the lock, or the cache has nothing: not a round, look again at due
+	deferred  bool // another process has the lock, or the cache has nothing: not a round, look again at due, or now if that is zero
 	due       time.Time
 	cached    bool // response came from the cache
 	asked     bool // the Fetcher was asked for a response
@@ -98,6 +98,10 @@ func (e *entry) round(task schedule.Task) {
 // attempt does the I/O of a round.
 func (r *round) attempt(task schedule.Task) outcome {
 	g := r.engine
+	peek := outcome{deferred: true}
+	if task == schedule.Peek && r.localIssuer() == nil {
+		return peek
+	}
 	if o := r.findIssuer(); o.err != nil {
 		return o
 	}
@@ -106,7 +110,7 @@ func (r *round) attempt(task schedule.Task) outcome {
 		return outcome{response: newer, cached: true}
 	}
 	if task == schedule.Peek {
-		return outcome{deferred: true, due: wall.Now()}
+		return peek
 	}
 	if g.locker != nil {
 		var ok bool

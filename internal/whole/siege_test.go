@@ -1,6 +1,7 @@
 package whole
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -93,4 +95,38 @@ func TestCertificatesInTheNameOfACADoNotMakeItPause(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An issuersCounter counts how often it is asked for an issuer.
+type issuersCounter struct {
+	staple.Fetcher
+	asked atomic.Int32
+}
+
+func (f *issuersCounter) FetchIssuer(ctx context.Context, leaf *x509.Certificate) ([]*x509.Certificate, error) {
+	f.asked.Add(1)
+	return nil, context.DeadlineExceeded
+}
+
+func TestWhileItsResponderPausesNobodyIsAskedForAnIssuerEither(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		w.Responder.Set(nil, stapletest.Answer{HTTPStatus: 503, Header: http.Header{"Retry-After": {"3600"}}})
+		var issuers *issuersCounter
+		s := w.Stapler(func(s *staple.Stapler) {
+			issuers = &issuersCounter{Fetcher: s.Fetcher}
+			s.Fetcher, s.Cache = issuers, staple.NewMemoryCache()
+		})
+		_, err := s.Add(w.Leaf())
+		require.NoError(t, err)
+		time.Sleep(time.Second)
+		bare, err := s.Add(w.Leaf(func(o *stapletest.LeafOptions) { o.OmitIssuer = true }))
+		require.NoError(t, err)
+		require.NoError(t, s.Wait(world.Soon(t)))
+		time.Sleep(50 * time.Minute)
+		require.Zero(t, issuers.asked.Load())
+		require.Error(t, bare.Status().Err)
+		time.Sleep(20 * time.Minute)
+		require.NotZero(t, issuers.asked.Load())
+	})
 }
