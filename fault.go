@@ -49,7 +49,7 @@ func sources(fetcher Fetcher, leaf *x509.Certificate) (at []schedule.Source) {
 	return at
 }
 
-// answersIn returns what err, of a Fetch or FetchIssuer that failed, says of each URL, in
+// answersIn returns what err, of a Fetch that failed, says of each URL, in
 // order: one answer for each *HTTPError in its tree. One inside another is about the same
 // URL.
 func answersIn(err error) (answers []schedule.Answer) {

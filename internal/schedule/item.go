@@ -80,9 +80,6 @@ const (
 // State returns where it is.
 func (it *Item) State() State { return it.state }
 
-// Asked returns when somebody was asked about it last, and zero if nobody was.
-func (it *Item) Asked() time.Time { return timeOf(it.age) }
-
 // Began returns when its last round began, and zero if there was none.
 func (it *Item) Began() time.Time { return timeOf(it.began.at) }
 
