@@ -257,7 +257,7 @@ func checkCohorts(_ *Schedule, items []*Item) error {
 	for i, it := range items {
 		c := it.cohort
 		if c == nil {
-			if it.state == Following || it.state == Storing && it.then == Following {
+			if !it.gone && (it.state == Following || it.state == Storing && it.then == Following) {
 				return fmt.Errorf("item %v follows nobody", name(it, i))
 			}
 			continue
