@@ -340,6 +340,6 @@ func (n *naive) free(e *entry) {
 		naivelyQueue(n, e, inAsked)
 	case e.state == Waiting:
 		naivelyQueue(n, e, inRoute)
-		e.lone = true
+		e.lone = e.it.cohort == nil
 	}
 }
