@@ -187,7 +187,8 @@ func naivelyOpens(n *naive, sc scope) int64 {
 		anyFresh = anyFresh || e.class == fresh
 		for _, w := range e.ways {
 			within := slices.Index(w[:3], sc)
-			if within >= 0 && naivelyCurrent(n, e) && !slices.ContainsFunc(w[within+1:3], func(sc scope) bool { return !naivelyAdmits(n, sc, n.now) }) {
+			if within >= 0 && e.held.end > 0 && e.held.stage < moments && // as far as anybody has looked
+				!slices.ContainsFunc(w[within+1:3], func(sc scope) bool { return !naivelyAdmits(n, sc, n.now) }) {
 				ends = min(ends, e.held.end)
 			}
 		}
