@@ -47,17 +47,7 @@ func TestRestEndsNoRoundThatIsUnderWay(t *testing.T) {
 		t.Run(state.String(), func(t *testing.T) {
 			s := newScript(t, 1)
 			it := s.add("ca", "h/")
-			switch state {
-			case Scheduled:
-				require.Equal(t, it, s.next())
-				s.ok(it)
-			case Working:
-				require.Equal(t, it, s.next())
-			case Storing:
-				require.Equal(t, it, s.next())
-				s.Done(it, s.failed(it, Answer{Fault: Certificate}), s.now)
-			}
-			require.Equal(t, state, it.State())
+			s.bring(it, state, s.failed(it, Answer{Fault: Certificate}))
 			s.Rest(it, s.now)
 			s.check()
 			if state == Working {

@@ -110,6 +110,21 @@ func newer(now time.Time, validity time.Duration) Outcome {
 	return Outcome{Result: Newer, Asked: true, Held: Held{ThisUpdate: now, Until: end, End: end}}
 }
 
+// bring brings it, which waits, into a state: with o as what came of its round if that is Storing.
+func (s *script) bring(it *Item, state State, o Outcome) {
+	s.t.Helper()
+	if state != Waiting {
+		require.Equal(s.t, it, s.next())
+	}
+	switch state {
+	case Scheduled:
+		s.ok(it)
+	case Storing:
+		s.Done(it, o, s.now)
+	}
+	require.Equal(s.t, state, it.State())
+}
+
 // ok ends a round well: something valid for a week came from one of its URLs, the first by default.
 func (s *script) ok(it *Item) {
 	s.t.Helper()
