@@ -56,16 +56,15 @@ func naivelyRefresh(n *naive, e *entry) span {
 // pause is the least between two rounds while a staple is held.
 func (e *entry) pause() int64 { return max(min((e.held.until-e.held.start)/1000, 10*minute), second) }
 
-// naivelyUnchanged: half of what is left, a day at most, and an hour for what is revoked.
+// naivelyUnchanged: half of what is left, a day at most; what is revoked within the hour, also past its end.
 func naivelyUnchanged(n *naive, e *entry) span {
-	if !naivelyCurrent(n, e) {
+	switch {
+	case e.held.revoked:
+		return naivelyAfter(n, 45*minute, hour)
+	case !naivelyCurrent(n, e):
 		return naivelyBare(n, e)
 	}
-	most := day
-	if e.held.revoked {
-		most = hour
-	}
-	half := min((e.held.end-n.now)/2, most)
+	half := min((e.held.end-n.now)/2, day)
 	return naivelyAfter(n, max(half*9/10-1, e.pause()), max(half, e.pause()))
 }
 
@@ -87,9 +86,13 @@ func naivelyRetry(n *naive, e *entry, retryAfter time.Duration) span {
 	var w span
 	growing := min(10*second<<min(e.tries-1, 20), hour)
 	patience := hour
-	switch {
-	case naivelyCurrent(n, e):
+	if naivelyCurrent(n, e) {
 		patience = (e.held.end - n.now) / 2
+	}
+	switch {
+	case e.held.revoked:
+		w = naivelyAfter(n, e.pause(), max(growing, e.pause()))
+	case naivelyCurrent(n, e):
 		w = naivelyAfter(n, e.pause(), max(min(growing, patience/4), e.pause()))
 	case e.held.end > 0:
 		w = naivelyBare(n, e)

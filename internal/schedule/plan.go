@@ -109,14 +109,13 @@ func (it *Item) refresh(now int64, c chance) int64 {
 // unchanged returns when to ask again, now that there is no successor yet.
 func (it *Item) unchanged(now int64, c chance) int64 {
 	h := &it.held
-	if !h.current(now) {
+	switch {
+	case h.revoked: // which does not end with its response
+		return now + maxRevoked - c.jitter(maxRevoked/4)
+	case !h.current(now):
 		return now + it.bare(now, c)
 	}
-	most := maxUnchanged
-	if h.revoked {
-		most = maxRevoked
-	}
-	pause := min((h.end-now)/2, most)
+	pause := min((h.end-now)/2, maxUnchanged)
 	return it.clip(now+max(pause-c.jitter(pause/10), h.minPause()), now)
 }
 
@@ -124,6 +123,9 @@ func (it *Item) unchanged(now int64, c chance) int64 {
 // said before.
 func (it *Item) latest(now int64) int64 {
 	h := &it.held
+	if h.revoked {
+		return now + maxRevoked
+	}
 	at := h.start + min((h.until-h.start)/20*11, maxAge)
 	if at <= now {
 		at = now + min(max((h.end-now)/2, h.minPause()), maxUnchanged)
@@ -138,6 +140,8 @@ func (it *Item) retry(retryAfter time.Duration, now int64, c chance) int64 {
 	h := &it.held
 	var pause int64
 	switch {
+	case h.revoked:
+		pause = max(c.backoff(it.tries, maxRevoked), h.minPause())
 	case h.current(now):
 		pause = max(c.backoff(it.tries, min(maxBackoff, h.patience(now)/4)), h.minPause())
 	case h.end > 0:
