@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -136,11 +137,9 @@ func (g *engine) heed(s *sighting, cert *tls.Certificate) {
 	issuer := e.localIssuer()
 	if issuer == nil {
 		g.mu.Lock()
-		if end := carriedEnd(cert.OCSPStaple, e.leaf); e.held == nil && !end.IsZero() {
-			c.setStaple(cert.OCSPStaple, end)
-			g.carried[e] = [][]byte{cert.OCSPStaple}
-		}
+		g.carry(c, cert.OCSPStaple)
 		g.mu.Unlock()
+		e.adoptCarried(nil)
 		return
 	}
 	if r, err := e.verify(issuer, cert.OCSPStaple); err == nil {
@@ -148,6 +147,99 @@ func (g *engine) heed(s *sighting, cert *tls.Certificate) {
 		e.adopt(r, false)
 		g.mu.Unlock()
 	}
+}
+
+// maxCarried bounds the staples that are kept for one certificate while nobody can verify them.
+const maxCarried = 4
+
+// Carried is the staples that came with the handles to one leaf and are still to be verified.
+type carried struct {
+	staples [][]byte       // the last that came
+	fresh   []*Certificate // the handles that came since some were shown
+	shown   time.Time      // until then the others show one
+}
+
+// carry keeps a staple that came with c, with mu held.
+func (g *engine) carry(c *Certificate, staple []byte) {
+	e := c.entry()
+	k := g.carried[e]
+	if k == nil {
+		if len(staple) == 0 {
+			return
+		}
+		k = new(carried)
+		g.carried[e] = k
+	}
+	k.fresh = append(k.fresh, c)
+	if len(staple) > 0 {
+		k.staples = append(k.staples, staple)
+		k.staples = k.staples[max(len(k.staples)-maxCarried, 0):]
+	}
+}
+
+// adoptCarried judges the staples that came with the handles. Where the issuer
+// is not known, issuer is nil, and the one that ends last is shown as it is, until its end.
+func (e *entry) adoptCarried(issuer *x509.Certificate) {
+	g := e.engine
+	g.mu.Lock()
+	k := g.carried[e]
+	switch {
+	case k == nil:
+		g.mu.Unlock()
+		return
+	case issuer == nil:
+		e.showCarried(k)
+		g.mu.Unlock()
+		return
+	}
+	delete(g.carried, e)
+	g.mu.Unlock()
+	var best *response
+	var refused error
+	for _, der := range k.staples {
+		if r, err := e.verify(issuer, der); err != nil {
+			refused = err
+		} else if best == nil || r.Newer(best) {
+			best = r
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if best != nil {
+		e.adopt(best, false)
+	}
+	if e.known.Held() == nil {
+		e.unstaple()
+	}
+	if refused != nil && !g.closed {
+		g.log(slog.LevelWarn, "the OCSP staple that came with a certificate was refused", e, slog.Any("error", refused))
+	}
+}
+
+// showCarried makes handshakes carry what nobody can verify, with engine.mu held.
+func (e *entry) showCarried(k *carried) {
+	var last []byte
+	var end time.Time
+	for _, der := range k.staples {
+		if of := carriedEnd(der, e.leaf); of.After(end) {
+			last, end = der, of
+		}
+	}
+	handles := k.fresh
+	k.fresh = nil
+	now := wall.Now()
+	if e.known.Held() != nil || !now.Before(end) {
+		return
+	}
+	if !now.Before(k.shown) {
+		handles, k.shown = e.handles, end
+	}
+	for _, c := range handles {
+		if !c.removed {
+			c.setStaple(last, end)
+		}
+	}
+	e.changed.broadcast()
 }
 
 // serveUnknown gives a handshake a certificate that is not remembered as it came,

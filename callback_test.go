@@ -443,7 +443,7 @@ func TestRequireStapleIsNotForClientsThatAskForNone(t *testing.T) {
 	s := w.Stapler(func(s *staple.Stapler) { s.RequireStaple = true })
 	must, err := s.Add(w.Leaf(world.MustStaple, func(o *stapletest.LeafOptions) { o.KeyType = stapletest.RSA2048 }))
 	require.NoError(t, err)
-	require.NoError(t, s.Wait(world.Soon(t)))
+	require.ErrorContains(t, s.Wait(world.Soon(t)), "have no staple")
 	config := &tls.Config{
 		GetCertificate: must.GetCertificate,
 		CipherSuites:   []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256}, // needs no extension

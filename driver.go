@@ -2,9 +2,12 @@ package staple
 
 import (
 	"errors"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 
+	"github.com/go-staple/staple/internal/choose"
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/wall"
 )
@@ -14,12 +17,9 @@ const (
 	// machine is suspended and knows nothing of a clock that is set.
 	maxSleep = 30 * time.Second
 
-	// clockJump is how far wall and monotonic clock may drift apart between two
-	// looks before the wall clock counts as set, or the machine as suspended.
+	// clockJump is how far wall and monotonic clock may drift apart
+	// before the wall clock counts as set, or the machine as suspended.
 	clockJump = 5 * time.Second
-
-	// clockSkew is how far in the future a held response may begin after the clock was set.
-	clockSkew = 5 * time.Minute
 
 	defaultConcurrency = 16
 )
@@ -32,8 +32,9 @@ type driver struct {
 	timer    *time.Timer
 	armed    bool
 	wakes    time.Time // when the timer fires
-	lastWall time.Time
+	lastWall time.Time // when the clock was looked at first, or found to be set
 	lastMono time.Time
+	faded    uint64 // choose.Faded when it was looked at last
 }
 
 func newSchedule(concurrency int, cache bool) *schedule.Schedule {
@@ -52,7 +53,7 @@ func (d *driver) run() {
 			n.Item.Owner.(*entry).noted(n)
 		}
 	}
-	for now := wall.Now(); !g.closed; {
+	for now := d.now(); !g.closed; {
 		it, task := g.schedule.Next(now)
 		if task == schedule.Nothing {
 			break
@@ -70,7 +71,7 @@ func (d *driver) work(e *entry, task schedule.Task) {
 	defer func() { // also if a Fetcher ends the goroutine
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		g.schedule.Free(&e.item, wall.Now())
+		g.schedule.Free(&e.item, d.now())
 		d.run()
 	}()
 	e.round(task)
@@ -81,7 +82,7 @@ func (d *driver) next(e *entry) time.Time {
 	if d.engine.closed {
 		return time.Time{}
 	}
-	return d.engine.schedule.NextAsk(&e.item, wall.Now())
+	return d.engine.schedule.NextAsk(&e.item, d.now())
 }
 
 // arm sets the timer for what comes next.
@@ -91,7 +92,7 @@ func (d *driver) arm() {
 	if g.closed || len(g.entries) == 0 && next.IsZero() {
 		return
 	}
-	now := wall.Now()
+	now := d.now()
 	at := now.Add(maxSleep)
 	if !next.IsZero() && next.Before(at) {
 		at = next
@@ -105,9 +106,6 @@ func (d *driver) arm() {
 		}
 		g.wg.Done()
 	}
-	if d.lastMono.IsZero() {
-		d.lastWall, d.lastMono = now, time.Now()
-	}
 	d.armed, d.wakes = true, at
 	g.wg.Add(1)
 	d.timer = time.AfterFunc(max(at.Sub(now), 0), d.tick)
@@ -120,6 +118,20 @@ func (d *driver) disarm() {
 	}
 }
 
+// now returns the time of day, and sees to it that no jump of the clock since the last time goes unnoticed. Whatever
+// is told to the schedule is told as of then.
+func (d *driver) now() time.Time {
+	now, mono := wall.Now(), time.Now()
+	drift := now.Sub(d.lastWall) - mono.Sub(d.lastMono)
+	if first := d.lastMono.IsZero(); first || drift.Abs() >= clockJump {
+		d.lastWall, d.lastMono = now, mono
+		if !first {
+			d.clockSet(now)
+		}
+	}
+	return now
+}
+
 // tick is what the timer does.
 func (d *driver) tick() {
 	g := d.engine
@@ -130,24 +142,21 @@ func (d *driver) tick() {
 	if g.closed {
 		return
 	}
-	now := wall.Now()
-	d.noticeClock(now)
+	now := d.now()
+	if n := choose.Faded(); n != d.faded {
+		d.faded = n
+		d.show()
+	}
 	g.collect()
 	g.forget()
 	g.schedule.Look(now)
 	d.run()
 }
 
-// noticeClock notices that the wall clock was set, or that the machine slept. What
+// clockSet does what is to be done when the wall clock was set, or the machine slept. What
 // follows from a response's own times still holds; pauses that were counted from
 // the time that it was then do not.
-func (d *driver) noticeClock(now time.Time) {
-	mono := time.Now()
-	drift := now.Sub(d.lastWall) - mono.Sub(d.lastMono)
-	d.lastWall, d.lastMono = now, mono
-	if drift.Abs() < clockJump {
-		return
-	}
+func (d *driver) clockSet(now time.Time) {
 	g := d.engine
 	g.schedule.Step(func(yield func(*schedule.Item) bool) {
 		for _, e := range g.entries {
@@ -156,24 +165,81 @@ func (d *driver) noticeClock(now time.Time) {
 			}
 		}
 	}, now)
+	doubtful := slices.Collect(maps.Keys(g.early))
 	for _, e := range g.entries {
-		switch {
-		case e.held != nil && wall.Time(e.held.thisUpdate).After(now.Add(clockSkew)):
-			e.held = nil // of a time that turned out to be wrong
-			e.unstaple()
-			e.final = false
-			g.schedule.Hold(&e.item, schedule.Held{}, now)
-			g.schedule.Start(&e.item, now)
+		switch r := e.known.Held(); {
+		case r != nil && r.ThisUpdate > wall.MicroOf(now):
+			doubtful = append(doubtful, e)
 		case errors.Is(e.err, errExpired) && unanswerable(e.leaf, now) == nil:
 			e.final = false
 			g.schedule.Start(&e.item, now)
 		}
-		if e.held != nil && e.held.current() {
-			for _, c := range e.handles {
-				if _, stapled := c.current(); !stapled { // a handshake found it ended, by a clock that was wrong
-					e.publishTo(c)
-				}
+	}
+	if len(doubtful) > 0 && !g.closed {
+		g.wg.Add(1)
+		go func() {
+			defer g.wg.Done()
+			for i := 0; i < len(doubtful) && g.ctx.Err() == nil; i++ {
+				doubtful[i].reconsider()
+			}
+		}()
+	}
+	d.show()
+}
+
+// show shows again what a handshake found to have ended, by a clock that was wrong.
+func (d *driver) show() {
+	g := d.engine
+	for c := g.first; c != nil; c = c.next {
+		if e := c.entry(); e.known.Held() != nil {
+			if _, stapled := c.current(); !stapled {
+				e.publishTo(c)
 			}
 		}
 	}
+	for e, k := range g.carried {
+		k.shown = time.Time{}
+		e.showCarried(k)
+	}
+}
+
+// reconsider asks the Verifier again about what lies in the future since the clock was set: it is held no longer if that
+// refuses it now, and again once that does not.
+func (e *entry) reconsider() {
+	g := e.engine
+	issuer := e.localIssuer()
+	g.mu.Lock()
+	held, early := e.known.Held(), g.early[e]
+	g.mu.Unlock()
+	if issuer == nil {
+		return
+	}
+	if early != nil {
+		if r, err := e.verify(issuer, early.DER); err == nil {
+			g.mu.Lock()
+			delete(g.early, e)
+			e.adopt(r, false)
+			g.mu.Unlock()
+			return
+		}
+	}
+	if held == nil || held.ThisUpdate <= wall.Micro() {
+		return
+	}
+	if _, err := e.verify(issuer, held.DER); err == nil {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if e.gone || g.closed || e.known.Held() != held {
+		return
+	}
+	g.early[e] = held
+	e.known.Drop()
+	e.unstaple()
+	e.final = false
+	now := g.driver.now()
+	g.schedule.Hold(&e.item, schedule.Held{}, now)
+	g.schedule.Start(&e.item, now)
+	g.driver.run()
 }

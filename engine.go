@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"iter"
 	"log/slog"
 	"runtime"
@@ -13,6 +15,8 @@ import (
 	"time"
 
 	"github.com/go-staple/staple/internal/choose"
+	"github.com/go-staple/staple/internal/crew"
+	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/quiet"
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/seen"
@@ -40,7 +44,7 @@ type engine struct {
 	ctx    context.Context // ends at Close: for fetching
 	cancel context.CancelFunc
 	store  context.Context // ends five seconds after Close: for storing
-	wg     sync.WaitGroup
+	wg     crew.Crew
 
 	mu      sync.Mutex // guards all below, and what entries and handles say it does; never held across I/O or callbacks
 	closed  bool
@@ -51,7 +55,8 @@ type engine struct {
 	added   *choose.Index[entry] // of the handles that Add made; nil: nobody has asked
 
 	registered map[*seen.Owner][]*Certificate // the handles of Certificates of configurations
-	carried    map[*entry][][]byte            // staples that came with the handles and are still to be verified
+	carried    map[*entry]*carried
+	early      map[*entry]*response // what was held and lay in the future when the clock was set back
 
 	schedule *schedule.Schedule
 	driver   driver
@@ -78,7 +83,8 @@ func newEngine(s *Stapler) *engine {
 		stapleRevoked: s.StapleRevoked,
 		entries:       make(map[[sha256.Size]byte]*entry),
 		registered:    make(map[*seen.Owner][]*Certificate),
-		carried:       make(map[*entry][][]byte),
+		carried:       make(map[*entry]*carried),
+		early:         make(map[*entry]*response),
 	}
 	if g.fetcher == nil {
 		g.fetcher = new(HTTPFetcher)
@@ -110,9 +116,11 @@ func (g *engine) close() {
 			e.changed.broadcast()
 		}
 	}
-	g.mu.Unlock()
-	g.wg.Wait()
-	g.mu.Lock()
+	for !g.wg.Idle() {
+		g.mu.Unlock()
+		g.wg.Wait()
+		g.mu.Lock()
+	}
 	g.notices.silent = true
 	g.mu.Unlock()
 	if f, ok := g.fetcher.(*HTTPFetcher); ok {
@@ -160,18 +168,16 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 			g.added.Add(&c.slot)
 		}
 	}
-	if len(carried) > 0 {
-		g.carried[e] = append(g.carried[e], carried)
-	}
+	g.carry(c, carried)
 	switch {
-	case e.held != nil:
+	case e.known.Held() != nil:
 		e.publishTo(c)
 	case len(e.handles) == 1:
 		if err := unanswerable(leaf, wall.Now()); err != nil {
 			e.rest(err)
 		}
 	case e.issuer == nil && unanswerable(leaf, wall.Now()) == nil:
-		e.final, e.settled = false, false // the new chain may have what the others lack
+		e.final, e.settled, e.joined = false, false, true // the new chain may have what the others lack
 	}
 	g.driver.run()
 	return true
@@ -184,7 +190,7 @@ func (g *engine) launch(handles ...*Certificate) {
 	if g.closed {
 		return
 	}
-	now := wall.Now()
+	now := g.driver.now()
 	for _, c := range handles {
 		if e := c.entry(); !e.settled && !e.final {
 			g.schedule.Start(&e.item, now)
@@ -223,7 +229,8 @@ func (g *engine) drop(c *Certificate) {
 		e.gone = true
 		delete(g.entries, e.key)
 		delete(g.carried, e)
-		g.schedule.Remove(&e.item, wall.Now())
+		delete(g.early, e)
+		g.schedule.Remove(&e.item, g.driver.now())
 		if e.cancel != nil {
 			e.cancel()
 		}
@@ -273,7 +280,7 @@ func (g *engine) preload(handles []*Certificate) {
 	ctx, cancel := context.WithTimeout(g.ctx, preloadTimeout)
 	defer cancel()
 	g.mu.Lock()
-	carrying := slices.DeleteFunc(slices.Clone(handles), func(c *Certificate) bool { return len(g.carried[c.entry()]) == 0 })
+	carrying := slices.DeleteFunc(slices.Clone(handles), func(c *Certificate) bool { return g.carried[c.entry()] == nil })
 	g.mu.Unlock()
 	g.each(ctx, carrying, func(e *entry) { e.adoptCarried(e.localIssuer()) })
 	if g.cache == nil {
@@ -291,7 +298,7 @@ func (g *engine) preload(handles []*Certificate) {
 		if r != nil {
 			g.mu.Lock()
 			e.adopt(r, true)
-			e.stored = e.stored || r == e.held
+			e.stored = e.stored || r == e.known.Held()
 			g.mu.Unlock()
 		}
 		if err == nil {
@@ -360,6 +367,39 @@ func (g *engine) unsettled() []*entry {
 		}
 	}
 	return all
+}
+
+// lacking returns an error that names the Must-Staple certificates that have no staple, some of
+// them if they are many, and nil if there are none.
+func (g *engine) lacking() error {
+	const named = 10
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var n int
+	var why []error
+	for c := g.first; c != nil; c = c.next {
+		e := c.entry()
+		if _, stapled := c.current(); stapled || !e.mustStaple || e.handles[0] != c {
+			continue
+		}
+		if n++; n > named {
+			continue
+		}
+		err := e.err
+		switch {
+		case e.known.Revoked():
+			err = ErrRevoked
+		case err == nil && g.closed:
+			err = ErrClosed
+		case err == nil:
+			err = errEnded
+		}
+		why = append(why, fmt.Errorf("%s: %w", name.Of(e.leaf), err))
+	}
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("staple: %d Must-Staple certificates have no staple, such as %w", n, errors.Join(why...))
 }
 
 // ended reports whether nobody need wait for the first round of e, with mu held.

@@ -2,7 +2,6 @@ package staple
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -10,18 +9,22 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"log/slog"
 	"sync/atomic"
 	"time"
 
+	"github.com/go-staple/staple/internal/hold"
 	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/muststaple"
 	"github.com/go-staple/staple/internal/name"
+	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/wall"
 	"golang.org/x/crypto/ocsp"
 )
+
+// A response is one that the Verifier accepted.
+type response = hold.Response
 
 // An entry is what the engine knows of one leaf, however many handles it has.
 type entry struct {
@@ -40,13 +43,14 @@ type entry struct {
 	item       schedule.Item
 	handles    []*Certificate // oldest first
 	issuer     *x509.Certificate
-	held       *response          // the newest accepted, also past its end; nil: none yet
+	known      hold.State
 	cancel     context.CancelFunc // of the round under way
 	gone       bool               // no handle is left
 	stored     bool               // the cache has it
 	final      bool               // no further rounds: err tells why
 	forced     bool               // Refresh was called
 	settled    bool               // the first round has ended
+	joined     bool               // by another chain, since issuers were looked for in those there are
 	deferrals  uint8              // in a row, because another process had the lock
 	mustStaple bool               // it never changes, and stands here since there is room for it
 	rounds     uint32             // ended
@@ -55,45 +59,6 @@ type entry struct {
 	responder  string
 	changed    signal
 }
-
-// A response is one that the Verifier accepted. It never changes, but for answer. Its times are in Unix microseconds.
-type response struct {
-	der                    []byte // what is stapled, stored and shown
-	thisUpdate, producedAt int64
-	until                  int64         // by the Verifier
-	end                    int64         // until, or the leaf's NotAfter if that is earlier
-	answer                 atomic.Uint32 // hashOf what der was taken from: bytes that came, and need not be verified again
-	revoked                bool
-}
-
-// newer reports whether r supersedes old.
-func (r *response) newer(old *response) bool {
-	if c := cmp.Or(
-		cmp.Compare(r.thisUpdate, old.thisUpdate),
-		cmp.Compare(r.producedAt, old.producedAt),
-		cmp.Compare(r.end, old.end),
-	); c != 0 {
-		return c > 0
-	}
-	return r.revoked && !old.revoked
-}
-
-// same reports whether r and other are equal in times and status.
-func (r *response) same(other *response) bool { return !r.newer(other) && !other.newer(r) }
-
-// is reports whether r was taken from an answer, whose hash is given, or is that itself.
-func (r *response) is(answer []byte, hash uint32) bool {
-	return hash == r.answer.Load() || bytes.Equal(answer, r.der)
-}
-
-var seed = maphash.MakeSeed()
-
-// hashOf returns by what an answer is known again. Nobody can aim at it, since nobody knows the seed. If two hash alike
-// after all, the later is taken for what is held: it is never stapled.
-func hashOf(answer []byte) uint32 { return uint32(maphash.Bytes(seed, answer)) }
-
-// current reports whether r has not ended.
-func (r *response) current() bool { return wall.Micro() < r.end }
 
 func newEntry(g *engine, leaf *x509.Certificate, key [sha256.Size]byte) *entry {
 	e := &entry{engine: g, key: key, leaf: leaf, mustStaple: muststaple.Is(leaf), until: wall.MicroOf(wall.Now().Add(mustStapleFor))}
@@ -139,6 +104,7 @@ func (e *entry) localIssuer() *x509.Certificate {
 		g.mu.Unlock()
 		return issuer
 	}
+	e.joined = false
 	var chains [][][]byte
 	for _, c := range e.handles {
 		chains = append(chains, c.chain()[1:])
@@ -193,43 +159,70 @@ func (e *entry) judge(issuer *x509.Certificate, answer []byte, now time.Time) (p
 // verify has the Verifier judge answer, and caps its end with the leaf's. The result shares no memory with answer.
 func (e *entry) verify(issuer *x509.Certificate, answer []byte) (*response, error) {
 	now := wall.Now()
-	p, until, der, err := e.judge(issuer, answer, now)
-	if err != nil {
+	r, err := e.verifyAt(issuer, answer, now)
+	switch {
+	case err != nil:
 		return nil, err
+	case !r.Current(wall.MicroOf(now)):
+		return nil, &VerifyError{Reason: ReasonExpired, Leaf: e.leaf,
+			Err: fmt.Errorf("the response, or the certificate, ended at %s", name.Time(wall.Time(r.End)))}
+	}
+	return r, nil
+}
+
+func (e *entry) verifyAt(issuer *x509.Certificate, answer []byte, now time.Time) (*response, error) {
+	p, until, der, err := e.judge(issuer, answer, now)
+	switch {
+	case err != nil:
+		return nil, err
+	case p.Status != ocsp.Good && p.Status != ocsp.Revoked:
+		return nil, errUnknown
 	}
 	thisUpdate := p.ThisUpdate
 	if thisUpdate.IsZero() {
 		thisUpdate = now // of a Verifier that does not say
 	}
-	if p.Status != ocsp.Good && p.Status != ocsp.Revoked {
-		return nil, errUnknown
-	}
 	r := &response{
-		der:        bytes.Clone(der),
-		thisUpdate: wall.MicroOf(thisUpdate),
-		producedAt: wall.MicroOf(p.ProducedAt),
-		until:      wall.MicroOf(until),
-		end:        min(wall.MicroOf(until), wall.MicroOf(e.leaf.NotAfter)),
-		revoked:    p.Status == ocsp.Revoked,
+		DER:        bytes.Clone(der),
+		ThisUpdate: wall.MicroOf(thisUpdate),
+		ProducedAt: wall.MicroOf(p.ProducedAt),
+		Until:      wall.MicroOf(until),
+		End:        min(wall.MicroOf(until), wall.MicroOf(e.leaf.NotAfter)),
 	}
-	r.answer.Store(hashOf(answer))
-	if !r.current() {
-		return nil, &VerifyError{Reason: ReasonExpired, Leaf: e.leaf,
-			Err: fmt.Errorf("the response, or the certificate, ended at %s", name.Time(wall.Time(r.end)))}
+	if p.Status == ocsp.Revoked {
+		r.Revoked, r.Reason = true, int8(p.RevocationReason)
 	}
+	r.Taken(answer)
 	return r, nil
 }
 
-// publish makes r the response held, for all handles, with engine.mu held. It returns the kind of event that tells of it.
-func (e *entry) publish(r *response) EventKind {
+// verifyRevoked returns what the cache has if it is a revocation that was valid at its thisUpdate: that outlasts it. It is
+// nil otherwise.
+func (e *entry) verifyRevoked(issuer *x509.Certificate, cached []byte) *response {
+	claims, ok := ocspder.Revoked(cached, e.leaf)
+	if now := wall.Now(); !ok || claims.ThisUpdate.After(now) || !now.Before(e.leaf.NotAfter) {
+		return nil
+	}
+	r, err := e.verifyAt(issuer, cached, claims.ThisUpdate)
+	if err != nil || !r.Revoked {
+		return nil
+	}
+	return r
+}
+
+// take offers r to what is held, with engine.mu held, and shows it to all handles if it is that from now on. It
+// returns the kind of event that tells of it, or 0.
+func (e *entry) take(r *response, now time.Time) EventKind {
 	kind := EventStapled
 	switch {
-	case r.revoked:
+	case r.Revoked:
 		kind = EventRevoked
-	case e.held != nil && e.held.revoked:
+	case e.known.Revoked():
 		kind = EventReinstated
 	}
-	e.held = r
+	if !e.known.Offer(r, wall.MicroOf(now)) {
+		return 0
+	}
 	e.stored = false
 	for _, c := range e.handles {
 		e.publishTo(c)
@@ -237,11 +230,12 @@ func (e *entry) publish(r *response) EventKind {
 	return kind
 }
 
+// publishTo makes handshakes with c carry what is held, if they may.
 func (e *entry) publishTo(c *Certificate) {
-	if e.held.revoked && !e.engine.stapleRevoked {
-		c.unstaple()
+	if r := e.known.Held(); r != nil && (!r.Revoked || e.engine.stapleRevoked) && r.Current(wall.Micro()) {
+		c.setStaple(r.DER, wall.Time(r.End))
 	} else {
-		c.setStaple(e.held.der, wall.Time(e.held.end))
+		c.unstaple()
 	}
 }
 
@@ -255,20 +249,22 @@ func (e *entry) unstaple() {
 // holding is r as the schedule wants to know it. Nobody is told that a staple ends together with
 // its certificate, since no successor is wanted.
 func (e *entry) holding(r *response) schedule.Held {
-	return schedule.Held{ThisUpdate: wall.Time(r.thisUpdate), Until: wall.Time(r.until), End: wall.Time(r.end),
-		Revoked: r.revoked, Quiet: r.revoked && !e.engine.stapleRevoked || r.end < r.until}
+	return schedule.Held{ThisUpdate: wall.Time(r.ThisUpdate), Until: wall.Time(r.Until), End: wall.Time(r.End),
+		Revoked: r.Revoked, Quiet: r.Revoked && !e.engine.stapleRevoked || r.End < r.Until}
 }
 
-// adopt takes r, which came from the cache or with the certificate, if it is newer
-// than the response held, and schedules by it. engine.mu is held.
+// adopt takes r, which came from the cache or with the certificate, if it supersedes what is held, and
+// schedules by it. engine.mu is held.
 func (e *entry) adopt(r *response, stored bool) {
 	g := e.engine
-	if e.gone || g.closed || e.held != nil && !r.newer(e.held) {
+	now := g.driver.now()
+	if e.gone || g.closed || !r.Supersedes(e.known.Held(), wall.MicroOf(now)) {
 		return
 	}
-	kind := e.publish(r)
-	e.stored = stored
-	now := wall.Now()
+	kind := e.take(r, now)
+	if e.stored = e.stored || stored; kind == 0 { // what the cache has may undo a revocation, and is not to be overwritten by that
+		return
+	}
 	g.schedule.Hold(&e.item, e.holding(r), now)
 	if !e.final && !e.settled {
 		e.settled = g.driver.next(e).After(now)
@@ -278,54 +274,14 @@ func (e *entry) adopt(r *response, stored bool) {
 	g.driver.run()
 }
 
-// adoptCarried judges the staples that came with the handles. Where the issuer
-// is not known, issuer is nil, and they are left alone until their end.
-func (e *entry) adoptCarried(issuer *x509.Certificate) {
-	g := e.engine
-	g.mu.Lock()
-	carried := g.carried[e]
-	if issuer != nil {
-		delete(g.carried, e)
-	} else if e.held == nil {
-		for _, c := range e.handles {
-			for _, der := range carried {
-				if end := carriedEnd(der, e.leaf); !end.IsZero() {
-					c.setStaple(der, end)
-				}
-			}
-		}
-	}
-	g.mu.Unlock()
-	if len(carried) == 0 || issuer == nil {
-		return
-	}
-	var best *response
-	var refused error
-	for _, der := range carried {
-		if r, err := e.verify(issuer, der); err != nil {
-			refused = err
-		} else if best == nil || r.newer(best) {
-			best = r
-		}
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if best != nil {
-		e.adopt(best, false)
-	}
-	if e.held == nil {
-		e.unstaple()
-	}
-	if refused != nil && !g.closed {
-		g.log(slog.LevelWarn, "the OCSP staple that came with a certificate was refused", e, slog.Any("error", refused))
-	}
-}
-
 // conclude ends a round: it publishes, schedules the next, and tells whoever waits
 // or listens. engine.mu is held.
 func (e *entry) conclude(o outcome) {
 	g := e.engine
-	now := wall.Now()
+	now := g.driver.now()
+	if o.final && e.joined && errors.Is(o.err, ErrNoIssuer) {
+		o = outcome{deferred: true} // another chain has come meanwhile, which may have it
+	}
 	done := schedule.Outcome{Asked: o.asked, By: sourceOf(o.responder), Until: o.due, Err: o.err}
 	if o.deferred || o.err != nil && (e.gone || g.closed) { // the latter was canceled
 		done.Result = schedule.Deferred
@@ -347,18 +303,21 @@ func (e *entry) conclude(o outcome) {
 		}
 	}
 	var kind EventKind
+	if o.response != nil {
+		if kind = e.take(o.response, now); kind != 0 {
+			e.stored = o.cached
+			done.Result, done.Held = schedule.Newer, e.holding(o.response)
+		}
+	}
 	switch {
+	case kind != 0:
+		e.failures = 0
 	case o.err == nil:
 		e.failures = 0
-		if kind = EventUnchanged; e.held == nil {
-			kind = 0 // what was held is gone since: the clock was set
+		if e.known.Held() != nil { // else it is gone since: the clock was set
+			kind = EventUnchanged
 		}
 		done.Result = schedule.Unchanged
-		if r := o.response; r != nil && (e.held == nil || r.newer(e.held)) {
-			kind = e.publish(r)
-			e.stored = o.cached
-			done.Result, done.Held = schedule.Newer, e.holding(r)
-		}
 	case errors.Is(o.err, ErrNoResponder):
 		e.failures = 0
 		e.askable.Store(false)
@@ -415,7 +374,7 @@ func (e *entry) rest(err error) {
 	e.err, e.final, e.settled, e.forced, e.failures = err, true, true, false, 0
 	e.rounds++
 	e.askable.Store(false)
-	g.schedule.Rest(&e.item, wall.Now())
+	g.schedule.Rest(&e.item, g.driver.now())
 	g.log(slog.LevelDebug, "a certificate is not stapled", e, slog.Any("error", err))
 	e.changed.broadcast()
 }

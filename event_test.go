@@ -75,7 +75,7 @@ func TestTheLogLineOfEachEvent(t *testing.T) {
 			{"it fails again", down, time.Hour, "failed", "DEBUG", "staple: OCSP response not obtained", failing},
 			{"a quarter is left", down, -6 * world.Day, "expiring", "WARN", "staple: OCSP staple is about to end", failing},
 			{"the end", down, -2 * world.Day, "expired", "ERROR", "staple: OCSP staple has ended", failing},
-			{"revoked", stapletest.Answer{Status: ocsp.Revoked}, time.Hour, "revoked", "ERROR", "staple: certificate is revoked", held},
+			{"revoked", stapletest.Answer{Status: ocsp.Revoked, RevocationReason: ocsp.CertificateHold}, time.Hour, "revoked", "ERROR", "staple: certificate is revoked", held},
 			{"a hold is lifted", stapletest.Answer{}, time.Hour, "reinstated", "WARN", "staple: certificate is good again after it was revoked", held},
 		} {
 			w.Responder.Set(nil, tt.answer)

@@ -35,10 +35,13 @@ func sourceOf(s string) schedule.Source {
 	return at
 }
 
-// sources returns who is asked about leaf, as far as is known before.
+// sources returns who is asked about leaf, as far as is known before: a struct that embeds an HTTPFetcher has the method
+// of that, too, and others are found out when they have asked.
 func sources(fetcher Fetcher, leaf *x509.Certificate) (at []schedule.Source) {
 	urls := leaf.OCSPServer
-	if f, ok := fetcher.(*HTTPFetcher); ok {
+	if f, ok := fetcher.(interface {
+		responderURLs(*x509.Certificate) ([]string, error)
+	}); ok {
 		urls, _ = f.responderURLs(leaf)
 	}
 	for _, u := range urls[:min(len(urls), maxURLs)] {

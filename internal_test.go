@@ -52,22 +52,6 @@ func (s *Stapler) Indexes() int { return s.engine.arrays.Len() }
 // Released returns how many configurations are gone and not yet forgotten, for tests.
 func (s *Stapler) Released() int { return s.engine.released.Len() }
 
-func TestNewerIsLaterThisUpdateThenProducedAtThenEndAndRevokedWinsATie(t *testing.T) {
-	at := func(this, produced, end int, revoked bool) *response {
-		base := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-		hour := func(n int) time.Time { return base.Add(time.Duration(n) * time.Hour) }
-		return &response{thisUpdate: hour(this).UnixMicro(), producedAt: hour(produced).UnixMicro(), end: hour(end).UnixMicro(), revoked: revoked}
-	}
-	ascending := []*response{
-		at(1, 5, 9, true), at(2, 2, 3, false), at(2, 3, 1, true), at(2, 3, 3, false), at(2, 3, 3, true), at(3, 0, 0, false),
-	}
-	for i, a := range ascending {
-		for j, b := range ascending {
-			require.Equal(t, i > j, a.newer(b), "%d, %d", i, j)
-		}
-	}
-}
-
 func TestFaultsOfSomebodyElsesErrors(t *testing.T) {
 	status := func(s ocsp.ResponseStatus) error { return fmt.Errorf("GET: %w", ocsp.ResponseError{Status: s}) }
 	refused := &VerifyError{Reason: ReasonBadSignature, Err: errors.New("forged")}

@@ -31,6 +31,9 @@ var errOlder = errors.New("older than the response held")
 // errUnknown is wrapped by the error for a response that says "unknown".
 var errUnknown = errors.New("the responder does not know the certificate")
 
+// errEnded tells of a certificate whose last round went well.
+var errEnded = errors.New("the OCSP response held has ended")
+
 var (
 	errExpired    = fmt.Errorf("%w: the certificate has expired", ErrNoResponder)
 	errSelfSigned = fmt.Errorf("%w: the certificate is self-signed", ErrNoResponder)
@@ -194,15 +197,16 @@ func (r *round) fresher() *response {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	held, now := e.known.Held(), wall.Now()
 	switch {
-	case found != nil && e.held != nil && found.same(e.held):
-		e.held.answer.Store(found.answer.Load()) // it may be untrimmed, or trimmed by somebody else
+	case found != nil && held != nil && found.Same(held):
+		held.TakenAs(found) // it may be untrimmed, or trimmed by somebody else
 		e.stored = true
 		return nil
-	case found == nil || e.held != nil && !found.newer(e.held):
+	case found == nil || !found.Supersedes(held, wall.MicroOf(now)):
 		e.stored = false // so that the response held is stored again
 		return nil
-	case !e.forced && !e.holding(found).Due(wall.Now()):
+	case !e.forced && !e.holding(found).Due(now) && (found.Revoked || !e.known.Revoked()):
 		return found
 	}
 	e.adopt(found, true)
@@ -233,10 +237,10 @@ func (r *round) fetch() outcome {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
-	case a.taken != nil && a.taken != a.held:
+	case a.taken != nil:
 		o.response = a.taken
-	case a.taken != nil, a.older > 0 && a.refused == 0 && a.held != nil && a.held.current():
-		// Nothing newer is to be had, which is not a failure.
+	case a.older != nil && !a.refused && a.held != nil && (a.held.Revoked || a.held.Current(wall.Micro())):
+		o.response = a.older // nothing newer is to be had, which is not a failure
 	case errors.Is(err, ErrNoResponder):
 		o.err, o.final = err, true
 	default:
@@ -250,51 +254,50 @@ type acceptor struct {
 	*round
 
 	mu      sync.Mutex
-	held    *response // when the first came
+	held    *response // when the last came
 	taken   *response // the newest accepted, or held if nothing newer came
-	last    uint32    // hashOf what was accepted last, if seen
-	seen    bool
-	older   int // authentic, but older than held
-	refused int // for any other reason
+	older   *response // authentic, but older than held
+	refused bool      // another one was, for any other reason
+	last    []byte    // what was accepted last
 }
 
 // accept is Request.Accept.
 func (a *acceptor) accept(der []byte) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	hash := hashOf(der)
-	if a.seen && hash == a.last {
+	if a.last != nil && bytes.Equal(der, a.last) {
 		return nil
 	}
-	g := a.engine
+	g, now := a.engine, wall.Micro()
 	g.mu.Lock()
-	a.held = a.entry.held
+	a.held = a.known.Held()
 	g.mu.Unlock()
-	if a.held != nil && a.held.is(der, hash) && a.held.current() {
-		a.last, a.seen = hash, true
+	if a.held != nil && a.held.Is(der) && a.held.Current(now) {
+		a.last = bytes.Clone(der)
 		if a.taken == nil {
 			a.taken = a.held
 		}
 		return nil
 	}
 	r, err := a.verify(a.issuer, der)
-	if err != nil {
-		a.refused++
-		return err
-	}
-	if a.held != nil && a.held.newer(r) {
-		a.older++
-		return fmt.Errorf("staple: thisUpdate %s: %w, of %s", name.Time(wall.Time(r.thisUpdate)), errOlder,
-			name.Time(wall.Time(a.held.thisUpdate)))
-	}
-	a.last, a.seen = hash, true
+	same := err == nil && a.held != nil && r.Same(a.held)
 	switch {
-	case a.held != nil && !r.newer(a.held):
-		a.held.answer.Store(hash)
+	case err != nil:
+		a.refused = true
+		return err
+	case !same && !r.Supersedes(a.held, now):
+		a.older = r
+		return fmt.Errorf("staple: thisUpdate %s: %w, of %s", name.Time(wall.Time(r.ThisUpdate)), errOlder,
+			name.Time(wall.Time(a.held.ThisUpdate)))
+	}
+	a.last = bytes.Clone(der)
+	switch {
+	case same:
+		a.held.TakenAs(r)
 		if a.taken == nil {
 			a.taken = a.held
 		}
-	case a.taken == nil || r.newer(a.taken):
+	case a.taken == nil || r.Newer(a.taken):
 		a.taken = r
 	}
 	return nil
@@ -310,7 +313,7 @@ func (e *entry) refresh(ctx context.Context, c *Certificate) error {
 	}
 	target := e.rounds + 1
 	e.forced, e.final = true, false
-	g.schedule.Refresh(&e.item, wall.Now())
+	g.schedule.Refresh(&e.item, g.driver.now())
 	g.driver.run()
 	g.mu.Unlock()
 	var result error
@@ -354,17 +357,19 @@ func (e *entry) load(ctx context.Context, issuer *x509.Certificate) (*response, 
 		return nil, err
 	}
 	g.mu.Lock()
-	held := e.held
+	held := e.known.Held()
 	g.mu.Unlock()
-	if held != nil && held.is(der, hashOf(der)) {
+	if held != nil && held.Is(der) {
 		return held, nil
 	}
 	r, err := e.verify(issuer, der)
-	if err != nil {
+	if err == nil {
+		return r, nil
+	}
+	if r = e.verifyRevoked(issuer, der); r == nil {
 		g.mu.Lock()
 		g.log(slog.LevelDebug, "a cached OCSP response was refused", e, slog.Any("error", err))
 		g.mu.Unlock()
-		return nil, nil
 	}
 	return r, nil
 }
@@ -373,7 +378,7 @@ func (e *entry) load(ctx context.Context, issuer *x509.Certificate) (*response, 
 func (e *entry) save() {
 	g := e.engine
 	g.mu.Lock()
-	r, ctx := e.held, g.store
+	r, ctx := e.known.Held(), g.store
 	stored := e.stored
 	g.mu.Unlock()
 	if g.cache == nil || r == nil || stored {
@@ -381,11 +386,11 @@ func (e *entry) save() {
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	err := g.cache.Put(ctx, e.cacheKey(), r.der)
+	err := g.cache.Put(ctx, e.cacheKey(), r.DER)
 	g.reportCache(writing, err)
 	if err == nil {
 		g.mu.Lock()
-		if e.held == r {
+		if e.known.Held() == r {
 			e.stored = true
 		}
 		g.mu.Unlock()

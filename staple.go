@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/go-staple/staple/internal/choose"
 	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/name"
+	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/wall"
 )
 
@@ -112,7 +114,7 @@ func (s *Stapler) Add(cert tls.Certificate) (*Certificate, error) {
 	}
 	cert.Leaf = leaf
 	c := newCertificate(&cert, leaf)
-	c.slot.Kind = g.kinds.Of(&cert)
+	c.slot.Kind = g.kinds.Of(c.slot.Shown())
 	if !g.register(c, leaf, cert.OCSPStaple, true) {
 		return nil, fmt.Errorf("staple: cannot add %s: %w", name.Of(leaf), ErrClosed)
 	}
@@ -121,8 +123,9 @@ func (s *Stapler) Add(cert tls.Certificate) (*Certificate, error) {
 	return c, nil
 }
 
-// Wait returns nil when every certificate that is known now has had its first
-// round, in whatever way it ended: stapled, failed, or nobody to ask. If ctx ends
+// Wait waits until every certificate that is known now has had its first
+// round, in whatever way it ended: stapled, failed, or nobody to ask. It returns nil then, or an
+// error that names the Must-Staple certificates which have no staple and says why. If ctx ends
 // before that, its error is returned, joined with one that tells what is missing.
 func (s *Stapler) Wait(ctx context.Context) error {
 	g := s.start()
@@ -131,13 +134,13 @@ func (s *Stapler) Wait(ctx context.Context) error {
 		if err := g.await(ctx, e, func() bool { return g.ended(e) }); err != nil {
 			missing := slices.DeleteFunc(pending[i:], func(e *entry) bool { return g.hasEnded(e) })
 			if len(missing) == 0 {
-				return nil
+				break
 			}
 			return errors.Join(err, fmt.Errorf("staple: no first OCSP response yet for %s (%d certificates wait)",
 				name.Of(missing[0].leaf), len(missing)))
 		}
 	}
-	return nil
+	return g.lacking()
 }
 
 // Certificates returns the handles of all certificates under the Stapler's care,
@@ -184,6 +187,9 @@ type slot = choose.Slot[entry]
 func newCertificate(cert *tls.Certificate, leaf *x509.Certificate) *Certificate {
 	c := new(Certificate)
 	plain := *cert
+	if v := reflect.ValueOf(plain.PrivateKey); v.IsValid() && (v.Kind() == reflect.Pointer || v.Kind() == reflect.Slice) && v.IsNil() {
+		plain.PrivateKey = nil // crypto/tls asks it for its public key
+	}
 	if leaf != nil {
 		plain.OCSPStaple = nil
 		if plain.Leaf == nil { // else crypto/tls takes the names from it, even if it is not that of the chain
@@ -256,7 +262,7 @@ func (c *Certificate) Wait(ctx context.Context) error {
 			final = nil
 		case c.removed || g.closed:
 			final = fmt.Errorf("staple: %s: %w", name.Of(e.leaf), ErrClosed)
-		case e.held != nil && e.held.revoked && e.held.current():
+		case e.known.Revoked():
 			final = fmt.Errorf("staple: %s: %w", name.Of(e.leaf), ErrRevoked)
 		case e.final:
 			final = e.err
@@ -288,10 +294,10 @@ func (c *Certificate) Response() []byte {
 	g := c.entry().engine
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if c.entry().held == nil {
-		return nil
+	if r := c.entry().known.Held(); r != nil {
+		return r.DER
 	}
-	return c.entry().held.der
+	return nil
 }
 
 // Status returns the present state of the certificate. It is cheap.
@@ -313,7 +319,9 @@ type Status struct {
 	Leaf                *x509.Certificate
 	MustStaple          bool      // the leaf carries the TLS feature extension of RFC 7633 with status_request
 	Stapled             bool      // handshakes carry a staple now
-	Revoked             bool      // by the response held
+	Revoked             bool      // by the response held, which this outlasts
+	RevokedAt           time.Time // when it was, says that response; zero: it is not, or nobody tells
+	RevocationReason    int       // of RFC 5280, section 5.3.1, such as ocsp.KeyCompromise
 	ThisUpdate          time.Time // of the response held; zero: none is
 	Expires             time.Time // the end of the response held; zero: none is
 	NextRefresh         time.Time // when the responder is asked next; zero: not any more
@@ -339,10 +347,14 @@ func (c *Certificate) status() Status {
 		UnstapledHandshakes: e.unstapled.Load(),
 		Err:                 e.err,
 	}
-	if e.held != nil {
-		st.Revoked = e.held.revoked
-		st.ThisUpdate = wall.Time(e.held.thisUpdate)
-		st.Expires = wall.Time(e.held.end)
+	if r := e.known.Held(); r != nil {
+		st.Revoked = r.Revoked
+		st.ThisUpdate = wall.Time(r.ThisUpdate)
+		st.Expires = wall.Time(r.End)
+	}
+	if st.Revoked {
+		said, _ := ocspder.Revoked(e.known.Held().DER, e.leaf)
+		st.RevokedAt, st.RevocationReason = said.RevokedAt, said.Reason
 	}
 	return st
 }

@@ -2,6 +2,9 @@ package staple_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"slices"
@@ -458,4 +461,30 @@ func TestTheZeroStapler(t *testing.T) {
 	require.NoError(t, s.Close())
 	_, err := s.Add(world.New(t).Leaf())
 	require.ErrorIs(t, err, staple.ErrClosed)
+}
+
+func TestWhatCryptoTLSLeavesNilDoesNotPanic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		cert := w.Leaf()
+		config := w.Stapler().TLSConfig(&tls.Config{Certificates: []tls.Certificate{cert}})
+		got, err := config.GetClientCertificate(nil)
+		require.NoError(t, err)
+		require.Equal(t, cert.Certificate, got.Certificate)
+		config = w.Stapler().TLSConfig(&tls.Config{GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }})
+		got, err = config.GetClientCertificate(nil)
+		require.NoError(t, err)
+		require.Equal(t, cert.Certificate, got.Certificate)
+
+		for _, key := range []any{(*ecdsa.PrivateKey)(nil), (*rsa.PrivateKey)(nil), ed25519.PrivateKey(nil), nil} {
+			keyless := cert
+			keyless.PrivateKey = key
+			s := w.Stapler()
+			world.RequireStaple(t, w.Add(s, keyless), ocsp.Good)
+			for _, config := range []*tls.Config{s.TLSConfig(nil), s.TLSConfig(&tls.Config{Certificates: []tls.Certificate{keyless, keyless}})} {
+				_, _, err := world.Connect(t, config, w.Client("www.example.com"))
+				require.Error(t, err, "%T", key)
+			}
+		}
+	})
 }

@@ -155,7 +155,7 @@ func (w *wrapper) register(certs []tls.Certificate) {
 		case g.register(c, leaf, certs[i].OCSPStaple, false):
 			known = append(known, c)
 		}
-		c.slot.Order, c.slot.Kind = uint64(i), g.kinds.Of(&certs[i])
+		c.slot.Order, c.slot.Kind = uint64(i), g.kinds.Of(c.slot.Shown())
 		index.Add(&c.slot)
 		ch.slots[i] = &c.slot
 		if ch.pointed != nil {
@@ -249,22 +249,26 @@ func (w *wrapper) serve(s *slot, hello *tls.ClientHelloInfo, now int64) (*tls.Ce
 
 // getClientCertificate does what crypto/tls does with a Config in Conn.getClientCertificate.
 func (w *wrapper) getClientCertificate(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	var ctx context.Context
+	if info != nil {
+		ctx = info.Context()
+	}
 	if get := w.base.getClientCertificate; get != nil {
 		cert, err := get(info)
 		if err != nil || cert == nil {
 			return cert, err
 		}
-		return w.engine.serveReturned(info.Context(), cert, w.owner, nil)
+		return w.engine.serveReturned(ctx, cert, w.owner, nil)
 	}
 	for _, s := range w.base.slots {
 		cert := s.Shown()
-		if info.SupportsCertificate(cert) != nil {
+		if info != nil && info.SupportsCertificate(cert) != nil {
 			continue
 		}
 		if s.Of == nil {
 			return cert, nil
 		}
-		cert, _, err := s.Of.serve(info.Context(), s, nil, w.until, wall.Micro())
+		cert, _, err := s.Of.serve(ctx, s, nil, w.until, wall.Micro())
 		return cert, err
 	}
 	return new(tls.Certificate), nil

@@ -32,6 +32,12 @@ const changing = -1
 // lock is taken under it.
 var showing sync.Mutex
 
+var faded atomic.Uint64
+
+// Faded returns how often a handshake found that a staple had ended, with any slot: since then
+// that slot shows none, also if the clock was wrong.
+func Faded() uint64 { return faded.Load() }
+
 // Put makes cert what handshakes are given, as it is. It is for a slot that nobody reads
 // yet, and cert must not change after it. Leaf is set, or the index knows no names.
 func (s *Slot[T]) Put(cert *tls.Certificate) { s.shown.Store(cert) }
@@ -92,6 +98,7 @@ func (s *Slot[T]) settled() (cert *tls.Certificate, stapled bool) {
 	defer showing.Unlock()
 	if end := s.end.Load(); end != 0 && wall.Micro() >= end {
 		s.show(nil, 0)
+		faded.Add(1)
 	}
 	return s.shown.Load(), s.end.Load() != 0
 }

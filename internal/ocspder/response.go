@@ -346,3 +346,15 @@ func ClaimedEnd(der []byte, leaf *x509.Certificate, maxAge time.Duration) (lates
 	}
 	return latest
 }
+
+// Revoked returns what a response that nobody has verified says about leaf, and whether that is "revoked": of several
+// statements the one with the latest thisUpdate.
+func Revoked(der []byte, leaf *x509.Certificate) (latest Single, ok bool) {
+	serial := integer(leaf.SerialNumber)
+	_, err := Read(der, func(s Single) {
+		if bytes.Equal(s.Serial, serial) && (latest.Serial == nil || s.ThisUpdate.After(latest.ThisUpdate)) {
+			latest = s
+		}
+	})
+	return latest, err == nil && latest.Status == ocsp.Revoked && latest.Serial != nil
+}

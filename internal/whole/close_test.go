@@ -7,12 +7,14 @@ import (
 	"net/http/httptest"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/go-staple/staple"
 	"github.com/go-staple/staple/internal/world"
 	"github.com/go-staple/staple/stapletest"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -77,4 +79,35 @@ func TestNoGoroutineSurvivesClose(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	require.LessOrEqual(t, runtime.NumGoroutine(), before, "%s", stacks())
+}
+
+// A certificate that a callback returns first while the Stapler closes may bring what there is a line of the log to write about.
+func TestCloseWhileACallbackBringsAStapleThatIsRefused(t *testing.T) {
+	w := world.New(t)
+	key := w.Leaf().PrivateKey
+	var certs []*tls.Certificate
+	for i := range 8 {
+		cert := w.Leaf(world.Names(fmt.Sprint(i, ".example.com")), world.SameKey(key))
+		cert.OCSPStaple = []byte("no response")
+		certs = append(certs, &cert)
+	}
+	for range 200 {
+		s := &staple.Stapler{Fetcher: &staple.HTTPFetcher{Client: w.Responder.Client()}, Logger: w.Stapler().Logger}
+		config := s.TLSConfig(&tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return certs[len(hello.ServerName)%len(certs)], nil
+		}})
+		begin := make(chan struct{})
+		var handshakes sync.WaitGroup
+		for i := range certs {
+			handshakes.Go(func() {
+				<-begin
+				_, err := config.GetCertificate(&tls.ClientHelloInfo{ServerName: strings.Repeat("x", i+1)})
+				assert.NoError(t, err)
+			})
+		}
+		close(begin)
+		require.NoError(t, s.Close())
+		handshakes.Wait()
+		require.NoError(t, s.Close())
+	}
 }

@@ -187,6 +187,7 @@ func TestAfterTheEndOlderResponsesDoNotLeadToARush(t *testing.T) {
 		old := stapletest.NewResponse(w.CA, cert.Leaf)
 		old.Singles[0].ThisUpdate = time.Now().Add(-time.Hour)
 		old.Singles[0].NextUpdate = time.Now().Add(30 * world.Day)
+		old.Singles[0].Status = ocsp.Revoked // or it would be taken then
 		w.Responder.Set(nil, stapletest.Answer{Replay: old.DER()})
 		time.Sleep(2 * time.Hour)
 		n := len(w.Responder.Requests(nil))
