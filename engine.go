@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-staple/staple/internal/bounded"
 	"github.com/go-staple/staple/internal/choose"
 	"github.com/go-staple/staple/internal/crew"
 	"github.com/go-staple/staple/internal/name"
@@ -38,6 +39,7 @@ type engine struct {
 	issuers       []*x509.Certificate
 	logger        *slog.Logger
 	onEvent       func(Event)
+	fetchTimeout  time.Duration
 	requireStaple bool
 	stapleRevoked bool
 
@@ -67,8 +69,9 @@ type engine struct {
 	seen     seen.Table[Certificate]
 	released seen.Released
 
-	trouble trouble // of the cache
-	spoken  quiet.Limiter[EventKind]
+	unusable bounded.Map[string, bool] // URLs that the log has named
+	trouble  trouble                   // of the cache
+	spoken   quiet.Limiter[EventKind]
 }
 
 func newEngine(s *Stapler) *engine {
@@ -94,6 +97,10 @@ func newEngine(s *Stapler) *engine {
 	}
 	if g.logger == nil {
 		g.logger = slog.Default()
+	}
+	g.fetchTimeout = fetchTimeout
+	if f, ok := g.fetcher.(interface{ fetchTimeout() time.Duration }); ok {
+		g.fetchTimeout = f.fetchTimeout()
 	}
 	g.locker, _ = g.cache.(Locker)
 	g.ctx, g.cancel = context.WithCancel(context.Background())
@@ -123,8 +130,8 @@ func (g *engine) close() {
 	}
 	g.notices.silent = true
 	g.mu.Unlock()
-	if f, ok := g.fetcher.(*HTTPFetcher); ok {
-		f.closeIdle()
+	if f, ok := g.fetcher.(interface{ CloseIdleConnections() }); ok {
+		f.CloseIdleConnections()
 	}
 }
 
@@ -132,7 +139,7 @@ func (g *engine) close() {
 // handles. It reports whether the engine is open. Rounds begin with launch.
 func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte, added bool) bool {
 	key := sha256.Sum256(leaf.Raw)
-	at := sources(g.fetcher, leaf)
+	at, unusable := sources(g.fetcher, leaf)
 	ca := authority(leaf, g.claimedIssuer(leaf, c.chain()[1:]))
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -149,6 +156,12 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 		g.entries[key] = e
 		e.askable.Store(len(at) > 0)
 		g.schedule.Add(&e.item, ca, at, leaf.NotAfter)
+		for _, u := range unusable {
+			if !g.unusable.Get(u) {
+				g.unusable.Put(u, true)
+				g.log(slog.LevelWarn, "the URL of an OCSP responder is neither http nor https, and nobody asks there", e, slog.String("responder", u))
+			}
+		}
 	}
 	e.handles = append(e.handles, c)
 	c.added = added

@@ -51,6 +51,8 @@ type entry struct {
 	forced     bool               // Refresh was called
 	settled    bool               // the first round has ended
 	joined     bool               // by another chain, since issuers were looked for in those there are
+	denied     bool               // the responder said no the last time
+	insisted   uint8              // rounds that asked past the caches, since something newer came
 	deferrals  uint8              // in a row, because another process had the lock
 	mustStaple bool               // it never changes, and stands here since there is room for it
 	rounds     uint32             // ended
@@ -223,7 +225,7 @@ func (e *entry) take(r *response, now time.Time) EventKind {
 	if !e.known.Offer(r, wall.MicroOf(now)) {
 		return 0
 	}
-	e.stored = false
+	e.stored, e.insisted = false, 0
 	for _, c := range e.handles {
 		e.publishTo(c)
 	}
@@ -297,6 +299,7 @@ func (e *entry) conclude(o outcome) {
 	e.err, e.final = o.err, o.final
 	e.deferrals, e.forced = 0, false
 	if o.asked {
+		e.denied = denies(o.err)
 		e.askable.Store(true)
 		if ca := e.item.Authority(); ca != authority(e.leaf, nil) {
 			done.CA = authority(e.leaf, e.issuer) // which is another one if the chain lied

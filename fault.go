@@ -35,21 +35,26 @@ func sourceOf(s string) schedule.Source {
 	return at
 }
 
-// sources returns who is asked about leaf, as far as is known before: a struct that embeds an HTTPFetcher has the method
-// of that, too, and others are found out when they have asked.
-func sources(fetcher Fetcher, leaf *x509.Certificate) (at []schedule.Source) {
-	urls := leaf.OCSPServer
+// sources returns who is asked about leaf, as far as is known before, and which of the URLs that are there nobody can ask,
+// but for LDAP's. A struct that embeds an HTTPFetcher has the method of that, too; others are found out when they have asked.
+func sources(fetcher Fetcher, leaf *x509.Certificate) (at []schedule.Source, unusable []string) {
+	var named []place
 	if f, ok := fetcher.(interface {
-		responderURLs(*x509.Certificate) ([]string, error)
+		named(*x509.Certificate) []place
 	}); ok {
-		urls, _ = f.responderURLs(leaf)
+		named = f.named(leaf)
+	} else {
+		named = places(leaf.OCSPServer, false)
 	}
-	for _, u := range urls[:min(len(urls), maxURLs)] {
-		if exchange.Fetchable(u) {
-			at = append(at, sourceOf(u))
+	for _, p := range named[:min(len(named), maxURLs)] {
+		switch scheme, _, _ := strings.Cut(strings.ToLower(p.url), ":"); {
+		case p.fetchable():
+			at = append(at, sourceOf(p.url))
+		case scheme != "ldap" && scheme != "ldaps":
+			unusable = append(unusable, p.url)
 		}
 	}
-	return at
+	return at, unusable
 }
 
 // answersIn returns what err, of a Fetch that failed, says of each URL, in

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -38,6 +39,8 @@ type Request struct {
 
 	// Responder is set by a Fetcher that knows it to the URL that answered.
 	Responder string
+
+	fresh bool // past the caches, as far as an HTTPFetcher knows how
 }
 
 // A Fetcher obtains OCSP responses. It must be safe for concurrent use.
@@ -67,7 +70,7 @@ type IssuerFetcher interface {
 // asked or whose answer was of no use. Where the URL was asked several times, in
 // different ways, Err wraps the error of each.
 type HTTPError struct {
-	URL        string        // as the certificate, or HTTPFetcher.URLs, gives it
+	URL        string        // as the certificate, or HTTPFetcher.URLs, gives it, but for credentials
 	StatusCode int           // of the last answer; 0: there was none
 	RetryAfter time.Duration // the longest that an answer asked for, a week at most; 0: nothing
 	Err        error         // nil: the status code says it all
@@ -123,11 +126,12 @@ const (
 // An HTTPFetcher asks OCSP responders over HTTP, as RFC 9919 (the profile for
 // high-volume environments) and RFC 6960, appendix A, have it: with GET while the
 // URL that makes is short enough to be cached, with POST otherwise and where GET
-// is refused. A responder that leaves a GET without any answer is asked with POST
-// the next time, and with GET again if that fails.
+// is no use: at once, or the next time if the server left the GET without an answer or had too
+// much to do. What worked is remembered for a URL, and GET is tried again now and then.
 //
-// A request may take ten seconds, and at most three redirects; Fetch and
-// FetchIssuer may take thirty each, divided among the URLs there are.
+// Credentials in a URL are sent, as HTTP Basic authentication (RFC 7617), where URLs gives
+// it, and dropped where the certificate does. White space around a URL is dropped. No error
+// shows credentials.
 //
 // The zero value is ready to use. The fields must not be changed, and the
 // HTTPFetcher not be copied, after first use. It is safe for concurrent use.
@@ -139,8 +143,8 @@ type HTTPFetcher struct {
 
 	// Hash is the hash function of the CertID, which names the certificate in
 	// the request. If 0, it is SHA-1, which every responder understands; nothing
-	// here rests on its strength. A responder that answers malformedRequest or
-	// unauthorized is asked again with SHA-1, or with SHA-256 if it was SHA-1,
+	// here rests on its strength. A responder that answers malformedRequest,
+	// unauthorized or "unknown" is asked again with SHA-1, or with SHA-256 if it was SHA-1,
 	// and from then on with what worked.
 	Hash crypto.Hash
 
@@ -160,7 +164,10 @@ type HTTPFetcher struct {
 	// set, Fetch and FetchIssuer return an error.
 	PublicOnly bool
 
-	timeout time.Duration // of a request; 0: defaultRequestTimeout
+	// Timeout is how long a request may take, with at most three redirects. If it is not
+	// positive, it is ten seconds. Fetch and FetchIssuer may take three times as long each,
+	// divided among the URLs there are: where there is one alone, a request may take all of it.
+	Timeout time.Duration
 
 	mu         sync.Mutex
 	own        *http.Client // where Client is nil; made at first use
@@ -196,58 +203,89 @@ func (f *HTTPFetcher) Fetch(ctx context.Context, req *Request) ([]byte, error) {
 		return nil, fmt.Errorf("%w: HTTPFetcher.Fetch needs Request.Issuer", ErrNoIssuer)
 	}
 	f.mu.Lock()
-	slices.SortStableFunc(urls, func(a, b string) int {
-		return cmp.Compare(f.responders.Get(b).last, f.responders.Get(a).last)
+	slices.SortStableFunc(urls, func(a, b place) int {
+		return cmp.Compare(f.responders.Get(b.url).last, f.responders.Get(a.url).last)
 	})
 	f.mu.Unlock()
 
 	var response []byte
-	err = f.inTurn(ctx, urls, func(ctx context.Context, u string) (failed *HTTPError) {
-		if response, failed = f.ask(ctx, u, req); failed == nil {
-			req.Responder = u
+	err = f.inTurn(ctx, urls, func(ctx context.Context, p place) (failed *HTTPError) {
+		if response, failed = f.ask(ctx, p, req); failed == nil {
+			req.Responder = p.url
 		}
 		return failed
 	})
 	return response, err
 }
 
-// responderURLs returns a copy of the list of responders to ask about leaf.
-func (f *HTTPFetcher) responderURLs(leaf *x509.Certificate) ([]string, error) {
+// A place is a URL as it may be shown, and the credentials that go with it.
+type place struct {
+	url   string
+	user  *url.Userinfo
+	alone bool // there is no other
+}
+
+// places returns URLs without what they have of credentials, which count only where they are trusted.
+func places(urls []string, trusted bool) (all []place) {
+	for _, raw := range urls {
+		p := place{url: exchange.Shown(raw)}
+		if u, err := url.Parse(strings.TrimSpace(raw)); err == nil && trusted {
+			p.user = u.User
+		}
+		all = append(all, p)
+	}
+	return all
+}
+
+func (p place) fetchable() bool { return exchange.Fetchable(p.url) }
+
+// named returns the URLs that are there for leaf, usable or not.
+func (f *HTTPFetcher) named(leaf *x509.Certificate) []place {
+	if f.URLs != nil {
+		return places(f.URLs(leaf), true)
+	}
+	return places(leaf.OCSPServer, false)
+}
+
+// responderURLs returns the responders to ask about leaf.
+func (f *HTTPFetcher) responderURLs(leaf *x509.Certificate) ([]place, error) {
 	switch {
 	case f.PublicOnly && f.Client != nil:
 		return nil, errors.New("staple: HTTPFetcher.PublicOnly cannot be ensured for a Client: set one of them")
 	case leaf == nil:
 		return nil, errors.New("staple: HTTPFetcher needs a leaf certificate")
 	}
-	urls := leaf.OCSPServer
-	if f.URLs != nil {
-		urls = f.URLs(leaf)
-	}
-	switch {
-	case len(urls) == 0:
+	all := f.named(leaf)
+	if len(all) == 0 {
 		return nil, ErrNoResponder
-	case !slices.ContainsFunc(urls, exchange.Fetchable):
-		return nil, fmt.Errorf("%w: no http or https URL among %.200q", ErrNoResponder, urls[:min(len(urls), maxURLs)])
 	}
-	return slices.Clone(urls), nil
+	if !slices.ContainsFunc(all, place.fetchable) {
+		var shown []string
+		for _, p := range all[:min(len(all), maxURLs)] {
+			shown = append(shown, p.url)
+		}
+		return nil, fmt.Errorf("%w: no http or https URL among %.200q", ErrNoResponder, shown)
+	}
+	return all, nil
 }
 
 // inTurn calls try with each URL until one succeeds, and joins the errors if none
 // does. A URL may use its equal share of the time left, so that those at the end
 // of the list are asked however long the first ones take.
-func (f *HTTPFetcher) inTurn(ctx context.Context, urls []string, try func(context.Context, string) *HTTPError) error {
-	ctx, cancel := context.WithTimeout(ctx, requestsPerFetch*f.requestTimeout())
+func (f *HTTPFetcher) inTurn(ctx context.Context, urls []place, try func(context.Context, place) *HTTPError) error {
+	ctx, cancel := context.WithTimeout(ctx, f.fetchTimeout())
 	defer cancel()
 	deadline, _ := ctx.Deadline()
 	urls = urls[:min(len(urls), maxURLs)]
 	var failures []*HTTPError
-	for i, u := range urls {
+	for i, p := range urls {
 		if ctx.Err() != nil {
-			failures = append(failures, &HTTPError{URL: u, Err: fmt.Errorf("not asked: %w", ctx.Err()), fault: notAsked})
+			failures = append(failures, &HTTPError{URL: p.url, Err: fmt.Errorf("not asked: %w", ctx.Err()), fault: notAsked})
 			continue
 		}
 		share, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(urls)-i))
-		failed := try(share, u)
+		p.alone = len(urls) == 1
+		failed := try(share, p)
 		cancel()
 		if failed == nil {
 			return nil
@@ -262,39 +300,54 @@ func (f *HTTPFetcher) inTurn(ctx context.Context, urls []string, try func(contex
 	return errors.Join(errs...)
 }
 
-func (f *HTTPFetcher) requestTimeout() time.Duration { return cmp.Or(f.timeout, defaultRequestTimeout) }
+func (f *HTTPFetcher) requestTimeout() time.Duration {
+	if f.Timeout > 0 {
+		return f.Timeout
+	}
+	return defaultRequestTimeout
+}
+
+func (f *HTTPFetcher) fetchTimeout() time.Duration { return requestsPerFetch * f.requestTimeout() }
 
 // ask gets a response from one responder, in the way that worked the last time.
-func (f *HTTPFetcher) ask(ctx context.Context, name string, req *Request) ([]byte, *HTTPError) {
-	u, err := exchange.ParseURL(name)
+func (f *HTTPFetcher) ask(ctx context.Context, p place, req *Request) ([]byte, *HTTPError) {
+	u, err := exchange.ParseURL(p.url)
 	if err != nil {
-		return nil, &HTTPError{URL: name, Err: err, fault: notAsked}
+		return nil, &HTTPError{URL: p.url, Err: err, fault: notAsked}
 	}
 	f.mu.Lock()
-	known := f.responders.Get(name)
+	known := f.responders.Get(p.url)
 	f.mu.Unlock()
 	way := known.way
 	way.Hash = cmp.Or(way.Hash, f.Hash, crypto.SHA1)
 
-	q := &ask.Question{Client: f.client(), Responder: u, Leaf: req.Leaf, Issuer: req.Issuer, Accept: req.Accept, Stale: stale}
+	q := &ask.Question{Client: f.client(p), Responder: u, Leaf: req.Leaf, Issuer: req.Issuer, Accept: req.Accept, Cause: causeOf, Fresh: req.fresh}
 	response, next, failed := q.Ask(ctx, way)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
 	case response != nil:
 		f.successes++
-		f.responders.Put(name, responder{next, f.successes})
+		f.responders.Put(p.url, responder{next, f.successes})
 		return response, nil
 	case next != way:
-		f.responders.Put(name, responder{next, known.last})
+		f.responders.Put(p.url, responder{next, known.last})
 	}
-	return nil, failedAttempts(name, failed)
+	return nil, failedAttempts(p.url, failed)
 }
 
-// stale reports whether a cache may have given a response that Accept refused with err.
-func stale(err error) bool {
+// causeOf tells why Accept refused a response with err.
+func causeOf(err error) ask.Cause {
 	refused, ok := errors.AsType[*VerifyError](err)
-	return ok && refused.Reason == ReasonExpired || errors.Is(err, errOlder)
+	switch {
+	case ok && refused.Reason == ReasonExpired, errors.Is(err, errOlder):
+		return ask.Stale
+	case errors.Is(err, errUnchanged):
+		return ask.Unchanged
+	case errors.Is(err, errUnknown):
+		return ask.Unknown
+	}
+	return ask.Other
 }
 
 // failedAttempts returns an error that tells of all requests to one URL.
@@ -328,20 +381,21 @@ func (f *HTTPFetcher) FetchIssuer(ctx context.Context, leaf *x509.Certificate) (
 	if _, err := f.responderURLs(leaf); err != nil {
 		return nil, err
 	}
-	urls := leaf.IssuingCertificateURL
-	if !slices.ContainsFunc(urls, exchange.Fetchable) {
+	urls := places(leaf.IssuingCertificateURL, false)
+	if !slices.ContainsFunc(urls, place.fetchable) {
 		return nil, fmt.Errorf("%w: the certificate gives no http or https URL for its issuer", ErrNoIssuer)
 	}
-	for _, u := range urls {
-		if found := f.issuers.Known(u, leaf); len(found) > 0 {
+	for _, p := range urls {
+		if found := f.issuers.Known(p.url, leaf); len(found) > 0 {
 			return found, nil
 		}
 	}
 
 	var found []*x509.Certificate
-	err := f.inTurn(ctx, urls, func(ctx context.Context, u string) *HTTPError {
+	err := f.inTurn(ctx, urls, func(ctx context.Context, p place) *HTTPError {
+		u := p.url
 		var err error
-		found, err = f.issuers.Get(ctx, u, leaf, func(ctx context.Context) ([]*x509.Certificate, error) { return f.certificates(ctx, u) })
+		found, err = f.issuers.Get(ctx, u, leaf, func(ctx context.Context) ([]*x509.Certificate, error) { return f.certificates(ctx, p) })
 		failed, ok := errors.AsType[*HTTPError](err)
 		switch {
 		case ok:
@@ -358,13 +412,13 @@ func (f *HTTPFetcher) FetchIssuer(ctx context.Context, leaf *x509.Certificate) (
 }
 
 // certificates returns the certificates at a URL. The error is an *HTTPError.
-func (f *HTTPFetcher) certificates(ctx context.Context, name string) ([]*x509.Certificate, error) {
-	u, err := exchange.ParseURL(name)
+func (f *HTTPFetcher) certificates(ctx context.Context, p place) ([]*x509.Certificate, error) {
+	u, err := exchange.ParseURL(p.url)
 	if err != nil {
-		return nil, &HTTPError{URL: name, Err: err, fault: notAsked}
+		return nil, &HTTPError{URL: p.url, Err: err, fault: notAsked}
 	}
 	header := http.Header{"Accept": {"application/pkix-cert, application/pkcs7-mime, */*;q=0.5"}}
-	r := f.client().Do(ctx, http.MethodGet, u.String(), nil, header)
+	r := f.client(p).Do(ctx, http.MethodGet, u.String(), nil, header)
 	if r.Err == nil {
 		if certs := issuers.Parse(r.Body); len(certs) > 0 {
 			return certs, nil
@@ -376,13 +430,16 @@ func (f *HTTPFetcher) certificates(ctx context.Context, name string) ([]*x509.Ce
 		whose = notAsked
 	}
 	err = fmt.Errorf("GET: %w", r.Err)
-	return nil, &HTTPError{URL: name, StatusCode: r.Status, RetryAfter: r.RetryAfter, Err: err, fault: whose}
+	return nil, &HTTPError{URL: p.url, StatusCode: r.Status, RetryAfter: r.RetryAfter, Err: err, fault: whose}
 }
 
-// client returns the client to use, and its bounds.
-func (f *HTTPFetcher) client() exchange.Client {
-	c := exchange.Client{HTTP: f.Client, Timeout: f.requestTimeout(),
+// client returns the client to use for what is at p, and its bounds. An only URL has all the time there is.
+func (f *HTTPFetcher) client(p place) exchange.Client {
+	c := exchange.Client{HTTP: f.Client, Timeout: f.requestTimeout(), User: p.user, Trust: "HTTPFetcher.Client",
 		MaxBody: cmp.Or(f.MaxResponseSize, defaultMaxResponseSize), Bound: "HTTPFetcher.MaxResponseSize"}
+	if p.alone {
+		c.Timeout = f.fetchTimeout()
+	}
 	if c.HTTP != nil {
 		return c
 	}
@@ -393,7 +450,7 @@ func (f *HTTPFetcher) client() exchange.Client {
 		if f.PublicOnly {
 			control = publicOnly
 		}
-		f.own = exchange.NewClient(2*f.requestTimeout(), control)
+		f.own = exchange.NewClient(f.fetchTimeout()+f.requestTimeout(), control)
 	}
 	c.HTTP = f.own
 	return c
@@ -407,9 +464,9 @@ func publicOnly(network, address string, c syscall.RawConn) error {
 	return nil
 }
 
-// closeIdle closes the connections that are kept for the next request, unless
-// they belong to a Client.
-func (f *HTTPFetcher) closeIdle() {
+// CloseIdleConnections closes the connections that are kept for the next request, unless
+// they belong to a Client. [Stapler.Close] calls it, of any Fetcher that has this method.
+func (f *HTTPFetcher) CloseIdleConnections() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.own != nil {

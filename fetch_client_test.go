@@ -215,7 +215,7 @@ func TestWaitingForAnothersIssuerRequest(t *testing.T) {
 			for range 5 {
 				wg.Go(func() {
 					began := time.Now()
-					if _, err := f.FetchIssuer(t.Context(), leaf); err == nil || time.Since(began) != 10*time.Second {
+					if _, err := f.FetchIssuer(t.Context(), leaf); err == nil || time.Since(began) != 30*time.Second {
 						t.Error(err, time.Since(began))
 					}
 				})
@@ -255,7 +255,7 @@ func TestHostileResponders(t *testing.T) {
 			bad := testhttp.ServeRaw(t, tt.Handle)
 			f := new(staple.HTTPFetcher)
 			f.SetTimeout(timeout)
-			t.Cleanup(f.CloseIdle)
+			t.Cleanup(f.CloseIdleConnections)
 			req := fetchRequest(bad)
 			req.Accept = acceptFor(req)
 			began := time.Now()
@@ -296,10 +296,17 @@ func TestTimeouts(t *testing.T) {
 	}
 	t.Run("ten seconds a request", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			took, _, err := fetch(t.Context(), "http://hangs.example")
+			took, _, err := fetch(t.Context(), "http://hangs1.example", "http://hangs2.example")
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			require.ErrorContains(t, err, "no complete answer within 10s")
-			require.Equal(t, 10*time.Second, took)
+			require.Equal(t, 20*time.Second, took)
+		})
+	})
+	t.Run("an only URL has thirty, so that a slow responder is stapled", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			took, _, err := fetch(t.Context(), "http://hangs.example")
+			require.ErrorContains(t, err, "no complete answer within 30s")
+			require.Equal(t, 30*time.Second, took)
 		})
 	})
 	t.Run("thirty seconds in all", func(t *testing.T) {
@@ -394,14 +401,14 @@ func TestCloseIdle(t *testing.T) {
 	t.Cleanup(s.Close)
 	t.Run("of its own client", func(t *testing.T) {
 		f := &staple.HTTPFetcher{}
-		f.CloseIdle() // before there is any
+		f.CloseIdleConnections() // before there is any
 		for range 5 {
 			_, err := f.Fetch(t.Context(), fetchRequest(s.URL))
 			require.NoError(t, err)
 		}
 		require.EqualValues(t, 1, opened.Load(), "the connection is used again")
 		require.Zero(t, closed.Load())
-		f.CloseIdle()
+		f.CloseIdleConnections()
 		require.Eventually(t, func() bool { return closed.Load() == 1 }, 5*time.Second, time.Millisecond)
 	})
 	t.Run("a Client's are left alone", func(t *testing.T) {
@@ -410,7 +417,7 @@ func TestCloseIdle(t *testing.T) {
 		for range 2 {
 			_, err := f.Fetch(t.Context(), fetchRequest(s.URL))
 			require.NoError(t, err)
-			f.CloseIdle()
+			f.CloseIdleConnections()
 		}
 		require.EqualValues(t, 2, opened.Load())
 	})

@@ -438,7 +438,7 @@ func TestConcurrentFetches(t *testing.T) {
 	responder := stapletest.NewResponder(fetchCA())
 	a, b := testhttp.NewServer(t, testhttp.RepliesStatus(500)), testhttp.NewServer(t, responder)
 	f := &staple.HTTPFetcher{}
-	t.Cleanup(f.CloseIdle)
+	t.Cleanup(f.CloseIdleConnections)
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {

@@ -28,10 +28,7 @@ import (
 var ErrOlder = errOlder
 
 // SetTimeout sets the timeout of a request, for tests.
-func (f *HTTPFetcher) SetTimeout(d time.Duration) { f.timeout = d }
-
-// CloseIdle is closeIdle, for tests.
-func (f *HTTPFetcher) CloseIdle() { f.closeIdle() }
+func (f *HTTPFetcher) SetTimeout(d time.Duration) { f.Timeout = d }
 
 // MadeClient reports whether f has a client of its own, for tests.
 func (f *HTTPFetcher) MadeClient() bool { return f.own != nil }
@@ -219,7 +216,7 @@ func TestFaultsOfHTTPFetcher(t *testing.T) {
 				url = testhttp.NewScripted(t, tt.handlers...).URL
 			}
 			f := new(HTTPFetcher)
-			t.Cleanup(f.closeIdle)
+			t.Cleanup(f.CloseIdleConnections)
 			require.Equal(t, []schedule.Fault{tt.want}, faultsOf(t, t.Context(), f, tt.accept, url))
 		})
 	}

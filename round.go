@@ -16,10 +16,12 @@ import (
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/wall"
+	"golang.org/x/crypto/ocsp"
 )
 
 const (
-	fetchTimeout = 30 * time.Second // for one Fetch or FetchIssuer
+	fetchTimeout = 30 * time.Second // for one Fetch or FetchIssuer, of a Fetcher that is no HTTPFetcher
+	maxInsisted  = 4                // rounds in the last eighth of a staple that ask past the caches
 	leaseTTL     = 10 * time.Second // of the lock among processes
 	maxDeferrals = 30               // looks at a lock that another process has, a tenth of leaseTTL apart, before going on without
 )
@@ -27,6 +29,9 @@ const (
 // errOlder is wrapped by what Request.Accept returns for an authentic response
 // that is older than the one held.
 var errOlder = errors.New("older than the response held")
+
+// errUnchanged is what Request.Accept returns for the response held, where a cache may hide a newer one.
+var errUnchanged = errors.New("staple: it is the OCSP response held")
 
 // errUnknown is wrapped by the error for a response that says "unknown".
 var errUnknown = errors.New("the responder does not know the certificate")
@@ -146,7 +151,7 @@ func (r *round) findIssuer() (o outcome) {
 		return outcome{err: fmt.Errorf("staple: nobody can tell who issued %s: %w: it has %w", name.Of(r.leaf), ErrNoIssuer, needs), final: true}
 	}
 	if f, ok := r.engine.fetcher.(IssuerFetcher); ok {
-		ctx, cancel := context.WithTimeout(r.ctx, fetchTimeout)
+		ctx, cancel := context.WithTimeout(r.ctx, r.engine.fetchTimeout)
 		defer cancel()
 		candidates, err := f.FetchIssuer(ctx, r.leaf)
 		o.err = err
@@ -226,11 +231,13 @@ func (r *round) tryLock() (unlock func(), ok bool, err error) {
 // fetch asks the Fetcher.
 func (r *round) fetch() outcome {
 	a := &acceptor{round: r}
-	ctx, cancel := context.WithTimeout(r.ctx, fetchTimeout)
+	ctx, cancel := context.WithTimeout(r.ctx, r.engine.fetchTimeout)
 	defer cancel()
 	req := &Request{Leaf: r.leaf, Issuer: r.issuer, Accept: a.accept}
+	req.fresh, a.insists = r.doubts()
 	der, err := r.engine.fetcher.Fetch(ctx, req)
 	if err == nil {
+		a.insists = false // what the Fetcher made of that is what there is
 		err = a.accept(der)
 	}
 	o := outcome{asked: true, responder: req.Responder}
@@ -249,11 +256,32 @@ func (r *round) fetch() outcome {
 	return o
 }
 
+// doubts reports whether a cache may have what is not the responder's last word: fresh, so that it is to be passed by
+// from the beginning; insists, so that what is held already is not enough.
+func (r *round) doubts() (fresh, insists bool) {
+	r.engine.mu.Lock()
+	defer r.engine.mu.Unlock()
+	held, now := r.known.Held(), wall.Micro()
+	fresh = r.forced || r.denied || held != nil && (held.Revoked || !held.Current(now))
+	if !fresh && held != nil && now >= held.End-(held.End-held.ThisUpdate)/8 && r.insisted < maxInsisted {
+		r.insisted++
+		return false, true
+	}
+	return fresh, fresh
+}
+
+// denies reports whether an answer in err is the responder's, and negative.
+func denies(err error) bool {
+	_, ok := errors.AsType[ocsp.ResponseError](err)
+	return ok || errors.Is(err, errUnknown)
+}
+
 // An acceptor judges the responses that come in one round.
 type acceptor struct {
 	*round
 
 	mu      sync.Mutex
+	insists bool      // what is held already does not do
 	held    *response // when the last came
 	taken   *response // the newest accepted, or held if nothing newer came
 	older   *response // authentic, but older than held
@@ -265,7 +293,7 @@ type acceptor struct {
 func (a *acceptor) accept(der []byte) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.last != nil && bytes.Equal(der, a.last) {
+	if a.last != nil && bytes.Equal(der, a.last) && !a.insists {
 		return nil
 	}
 	g, now := a.engine, wall.Micro()
@@ -274,10 +302,7 @@ func (a *acceptor) accept(der []byte) error {
 	g.mu.Unlock()
 	if a.held != nil && a.held.Is(der) && a.held.Current(now) {
 		a.last = bytes.Clone(der)
-		if a.taken == nil {
-			a.taken = a.held
-		}
-		return nil
+		return a.unchanged()
 	}
 	r, err := a.verify(a.issuer, der)
 	same := err == nil && a.held != nil && r.Same(a.held)
@@ -294,11 +319,20 @@ func (a *acceptor) accept(der []byte) error {
 	switch {
 	case same:
 		a.held.TakenAs(r)
-		if a.taken == nil {
-			a.taken = a.held
-		}
+		return a.unchanged()
 	case a.taken == nil || r.Newer(a.taken):
 		a.taken = r
+	}
+	return nil
+}
+
+// unchanged takes what is held for want of something newer.
+func (a *acceptor) unchanged() error {
+	if a.taken == nil {
+		a.taken = a.held
+	}
+	if a.insists {
+		return errUnchanged
 	}
 	return nil
 }

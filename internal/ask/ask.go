@@ -7,7 +7,8 @@
 // It asks with GET while the URL that makes is short enough to be cached, with POST
 // otherwise and where GET is no use; once more with another hash function where the
 // responder knows nothing of the certificate by the first; and once more past the caches
-// where the answer is stale. What worked, the [Way], is for the caller to remember.
+// where the answer is stale, or nothing new: GET with no-cache, then POST, which no cache
+// keeps. What worked, the [Way], is for the caller to remember.
 //
 // It verifies nothing: whoever asks says, by Accept, whether a response is any good. It
 // knows nothing of a certificate's other responders, and makes no request later.
@@ -35,11 +36,26 @@ import (
 
 const maxGETURL = 255 // RFC 9919, section 6
 
+// tryGET is after how many answers to POST a GET is tried again, which costs caches and
+// responders less.
+const tryGET = 16
+
 // A Way is how to ask a responder: what is worth remembering of it.
 type Way struct {
-	Hash crypto.Hash // of the CertID, which names the certificate in the request
-	POST bool        // because a GET got no answer at all
+	Hash  crypto.Hash // of the CertID, which names the certificate in the request
+	POST  bool        // because GET was no use
+	posts uint8       // how often that has worked since
 }
+
+// A Cause is why a response was not accepted.
+type Cause int8
+
+const (
+	Other     Cause = iota
+	Stale           // it is past its time, or older than what is held: a cache may have given it
+	Unchanged       // it is what is held: past the caches there may be something newer, or it will do
+	Unknown         // it says that the responder does not know the certificate
+)
 
 // A Question is about one certificate, to one responder.
 type Question struct {
@@ -51,9 +67,11 @@ type Question struct {
 	// successful OCSP response does.
 	Accept func(response []byte) error
 
-	// Stale tells whether an error of Accept's means that a cache may have given a
-	// response that is past its time. If nil, none does.
-	Stale func(error) bool
+	// Cause tells what an error of Accept's means. If nil, it is Other.
+	Cause func(error) Cause
+
+	// Fresh asks past the caches from the beginning.
+	Fresh bool
 }
 
 // A Stage is how far a request got.
@@ -72,29 +90,45 @@ type Attempt struct {
 	Status     int           // as exchange.Result has it
 	RetryAfter time.Duration // the same
 	Err        error         // not nil; an ocsp.ResponseError is in the tree where the responder answered with one
+
+	cause Cause
 }
 
-// Ask returns a response that q.Accept takes, or nil. failed is what went wrong before, in
-// order. next is the way to go the next time: with the hash function that worked, and the
-// other method than now if there was no answer.
+// Ask returns a response that q.Accept takes, or that is [Unchanged] where there is nothing
+// newer, or nil. failed is what went wrong before, in order. next is the way to go the next
+// time: with what worked, and otherwise the other method than now where that may be to
+// blame.
 func (q *Question) Ask(ctx context.Context, way Way) (response []byte, next Way, failed []Attempt) {
 	other := crypto.SHA1
 	if way.Hash == crypto.SHA1 {
 		other = crypto.SHA256
 	}
-	i := inquiry{Question: q}
+	i := inquiry{Question: q, probe: way.posts >= tryGET}
 	next = way
-	response, last := i.ask(ctx, way.Hash, !way.POST)
-	if garbled := last.says(ocsp.Malformed); garbled || last.says(ocsp.Unauthorized) {
-		if response, last = i.ask(ctx, other, !way.POST); last == nil {
+	get := !way.POST || i.probe
+	response, last := i.ask(ctx, way.Hash, get)
+	if garbled := last.says(ocsp.Malformed); garbled || last.says(ocsp.Unauthorized) || last.isFor(Unknown) {
+		if response, last = i.ask(ctx, other, get && !i.useless && !i.denied); last == nil {
 			next.Hash = other
 		} else if garbled {
 			// Perhaps by a proxy that decodes the path, or merges its slashes.
 			response, last = i.ask(ctx, way.Hash, false)
 		}
 	}
-	if last != nil {
-		next.POST = !way.POST && errors.Is(last.Err, exchange.ErrSilent)
+	if last != nil && i.unchanged != nil {
+		response, last = i.unchanged, nil
+	}
+	switch {
+	case last != nil && i.posted: // kept, if it was the way, or helped as far as to an OCSP response
+		next.POST = (way.POST || i.useless) && (last.Stage != Answered && last.Stage != Silent || last.negative())
+	case last != nil:
+		next.POST, next.posts = last.mayBeForGET(), 0
+	case i.useless: // but POST was not
+		next.POST, next.posts = true, 0
+	case way.POST && i.posted:
+		next.posts++
+	default:
+		next.POST, next.posts = false, 0
 	}
 	return response, next, i.failed
 }
@@ -102,7 +136,12 @@ func (q *Question) Ask(ctx context.Context, way Way) (response []byte, next Way,
 // An inquiry is a question that is being asked.
 type inquiry struct {
 	*Question
-	failed []Attempt
+	probe     bool   // GET is tried again, and is followed by POST in any case
+	useless   bool   // GET was no use
+	denied    bool   // a GET past the caches had a negative answer
+	posted    bool   // the last request was a POST
+	unchanged []byte // a response that will do if there is nothing newer
+	failed    []Attempt
 }
 
 // fail notes what went wrong.
@@ -119,16 +158,28 @@ func (i *inquiry) ask(ctx context.Context, hash crypto.Hash, get bool) ([]byte, 
 		return i.fail(Attempt{Err: fmt.Errorf("making a request with a CertID hash of %v: %w", hash, err)})
 	}
 	if target := GetURL(i.Responder, der); get && target != "" {
-		response, failed := i.send(ctx, http.MethodGet, target, nil, http.Header{})
-		if i.stale(failed) {
-			fresh := http.Header{"Cache-Control": {"no-cache"}}
-			if response, failed = i.send(ctx, http.MethodGet, target, nil, fresh); failed == nil {
-				return response, nil
-			}
-		} else if !failed.refusesGET() {
-			return response, failed
+		header := http.Header{}
+		if i.Fresh {
+			header.Set("Cache-Control", "no-cache")
+		}
+		response, failed := i.send(ctx, http.MethodGet, target, nil, header)
+		cached := failed.isFor(Stale) || failed.isFor(Unchanged)
+		if cached && !i.Fresh {
+			response, failed = i.send(ctx, http.MethodGet, target, nil, http.Header{"Cache-Control": {"no-cache"}})
+		}
+		switch {
+		case failed == nil:
+			return response, nil
+		case failed.useless(), i.probe && failed.Stage == Answered && failed.cause == Other:
+			i.useless = true
+		case cached:
+		case i.Fresh && failed.negative():
+			i.denied = true
+		default:
+			return nil, failed
 		}
 	}
+	i.posted = true
 	return i.send(ctx, http.MethodPost, i.Responder.String(), der, http.Header{
 		"Content-Type":    {"application/ocsp-request"},
 		"Idempotency-Key": {}, // not sent; net/http may repeat the request where a connection turns out to be closed
@@ -149,7 +200,7 @@ func (i *inquiry) send(ctx context.Context, method, target string, body []byte, 
 	case r.Answered:
 		stage = Answered
 	}
-	err := r.Err
+	err, cause := r.Err, Other
 	switch status, ok := Status(r.Body); {
 	case ok && status != ocsp.Success:
 		err = ocsp.ResponseError{Status: status}
@@ -158,28 +209,38 @@ func (i *inquiry) send(ctx context.Context, method, target string, body []byte, 
 		err = r.Unusable("not an OCSP response")
 	case i.Accept != nil:
 		stage = Refused
-		err = i.Accept(r.Body)
+		if err = i.Accept(r.Body); err != nil && i.Cause != nil {
+			cause = i.Cause(err)
+		}
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		return r.Body, nil
+	case cause == Unchanged:
+		i.unchanged = r.Body
 	}
-	return i.fail(Attempt{stage, r.Status, r.RetryAfter, fmt.Errorf("%s: %w", method, err)})
+	return i.fail(Attempt{stage, r.Status, r.RetryAfter, fmt.Errorf("%s: %w", method, err), cause})
 }
 
-// stale reports whether a cache may have given a response that is past its time.
-func (i *inquiry) stale(a *Attempt) bool { return a != nil && i.Stale != nil && i.Stale(a.Err) }
+// isFor reports whether Accept refused the response for this cause.
+func (a *Attempt) isFor(c Cause) bool { return a != nil && a.Stage == Refused && a.cause == c }
 
-// refusesGET reports whether POST may work better.
-func (a *Attempt) refusesGET() bool {
-	if a == nil {
-		return false
-	}
-	switch a.Status {
-	case http.StatusBadRequest, http.StatusNotFound, http.StatusMethodNotAllowed,
-		http.StatusLengthRequired, http.StatusNotImplemented:
-		return true
-	}
-	return errors.Is(a.Err, exchange.ErrUnusable)
+// negative reports whether the responder said no, which a cache may have kept.
+func (a *Attempt) negative() bool {
+	_, ok := errors.AsType[ocsp.ResponseError](a.Err)
+	return ok || a.isFor(Unknown)
+}
+
+// useless reports whether the answer to a GET was no answer, so that POST may work better. It is not where the server
+// has too much to do.
+func (a *Attempt) useless() bool {
+	return a.Stage == Answered && !a.negative() && !a.mayBeForGET()
+}
+
+// mayBeForGET reports whether the other method may work better, but only after a while.
+func (a *Attempt) mayBeForGET() bool {
+	return a.Status == http.StatusTooManyRequests || a.Status >= 500 && a.Status != http.StatusNotImplemented ||
+		errors.Is(a.Err, exchange.ErrSilent) || a.says(ocsp.TryLater) || a.says(ocsp.InternalError)
 }
 
 // says reports whether the responder answered with an error status of OCSP's.

