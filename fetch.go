@@ -32,7 +32,8 @@ type Request struct {
 	Leaf, Issuer *x509.Certificate
 
 	// Accept tells whether the Stapler takes a response: whether it is
-	// authentic, about Leaf, current, and not older than the one held. If nil,
+	// authentic, about Leaf, current, and not older than the one held; and newer than
+	// that, where the Stapler suspects that a cache hides the responder's last word. If nil,
 	// any response will do. A Fetcher with several sources goes on to the next
 	// until Accept returns nil; one that ignores Accept stays correct.
 	Accept func(response []byte) error
@@ -394,6 +395,7 @@ func (f *HTTPFetcher) FetchIssuer(ctx context.Context, leaf *x509.Certificate) (
 	var found []*x509.Certificate
 	err := f.inTurn(ctx, urls, func(ctx context.Context, p place) *HTTPError {
 		u := p.url
+		p.alone = false // an issuer comes from a file
 		var err error
 		found, err = f.issuers.Get(ctx, u, leaf, func(ctx context.Context) ([]*x509.Certificate, error) { return f.certificates(ctx, p) })
 		failed, ok := errors.AsType[*HTTPError](err)
