@@ -17,6 +17,7 @@ import (
 	"github.com/go-staple/staple/internal/bounded"
 	"github.com/go-staple/staple/internal/choose"
 	"github.com/go-staple/staple/internal/crew"
+	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/quiet"
 	"github.com/go-staple/staple/internal/schedule"
@@ -194,6 +195,17 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 	}
 	g.driver.run()
 	return true
+}
+
+// warnOfChain logs what of a chain does not parse, which clients will not like.
+func (g *engine) warnOfChain(c *Certificate) {
+	for i, der := range c.chain()[1:] {
+		if _, err := issuers.Intern(der); err != nil {
+			g.mu.Lock()
+			g.log(slog.LevelWarn, "a certificate of a chain does not parse", c.entry(), slog.Int("index", i+1), slog.Any("error", err))
+			g.mu.Unlock()
+		}
+	}
 }
 
 // launch schedules the first rounds of newly registered handles.

@@ -100,31 +100,40 @@ func (g *engine) claimedIssuer(leaf *x509.Certificate, chain [][]byte) *x509.Cer
 // localIssuer returns the issuer if it is known, in a chain, or in
 // Stapler.Issuers; else nil.
 func (e *entry) localIssuer() *x509.Certificate {
-	g := e.engine
-	g.mu.Lock()
-	if issuer := e.issuer; issuer != nil {
-		g.mu.Unlock()
+	e.engine.mu.Lock()
+	issuer := e.issuer
+	e.engine.mu.Unlock()
+	if issuer != nil {
 		return issuer
 	}
+	candidates, _ := e.candidates()
+	if issuer = issuers.Of(e.leaf, candidates); issuer != nil {
+		e.setIssuer(issuer)
+	}
+	return issuer
+}
+
+// candidates returns who may have issued the leaf: the rest of its chains, and Stapler.Issuers. broken is what of the
+// chains does not parse.
+func (e *entry) candidates() (all []*x509.Certificate, broken []error) {
+	g := e.engine
+	g.mu.Lock()
 	e.joined = false
 	var chains [][][]byte
 	for _, c := range e.handles {
 		chains = append(chains, c.chain()[1:])
 	}
 	g.mu.Unlock()
-	var candidates []*x509.Certificate
 	for _, chain := range chains {
-		for _, der := range chain {
+		for i, der := range chain {
 			if c, err := issuers.Intern(der); err == nil {
-				candidates = append(candidates, c)
+				all = append(all, c)
+			} else {
+				broken = append(broken, fmt.Errorf("certificate %d in the chain does not parse: %w", i+1, err))
 			}
 		}
 	}
-	issuer := issuers.Of(e.leaf, append(candidates, g.issuers...))
-	if issuer != nil {
-		e.setIssuer(issuer)
-	}
-	return issuer
+	return append(all, g.issuers...), broken
 }
 
 func (e *entry) setIssuer(issuer *x509.Certificate) {

@@ -172,6 +172,11 @@ func (r *round) findIssuer() (o outcome) {
 	case !errors.Is(o.err, ErrNoIssuer):
 		o.err = errors.Join(ErrNoIssuer, o.err)
 	}
+	candidates, unusable := r.candidates()
+	unusable = append(unusable, issuers.Unusable(r.leaf, candidates)...)
+	if len(unusable) > 0 {
+		o.err = fmt.Errorf("%w: %w", o.err, errors.Join(unusable[:min(len(unusable), 3)]...))
+	}
 	o.err = fmt.Errorf("staple: nobody is known who issued %s; put the issuer's certificate into the chain, "+
 		"after the leaf, or into Stapler.Issuers: %w", name.Of(r.leaf), o.err)
 	return o

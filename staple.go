@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/go-staple/staple/internal/choose"
-	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/wall"
@@ -103,12 +102,13 @@ func (s *Stapler) start() *engine {
 // The private key is not used and may be nil if the certificate is not to be
 // served. The same leaf may be added again: it is fetched once.
 //
-// Add fails if the chain is empty or does not parse, and with [ErrClosed] after
+// Add fails if the chain is empty or its leaf does not parse, and with [ErrClosed] after
 // Close. A certificate without a responder or without its issuer is no failure:
-// it is served as it is, and Wait tells why.
+// it is served as it is, and Wait tells why. What else is in the chain and does not parse
+// is logged.
 func (s *Stapler) Add(cert tls.Certificate) (*Certificate, error) {
 	g := s.start()
-	leaf, err := parseChain(&cert)
+	leaf, err := parseLeaf(&cert)
 	if err != nil {
 		return nil, err
 	}
@@ -118,6 +118,7 @@ func (s *Stapler) Add(cert tls.Certificate) (*Certificate, error) {
 	if !g.register(c, leaf, cert.OCSPStaple, true) {
 		return nil, fmt.Errorf("staple: cannot add %s: %w", name.Of(leaf), ErrClosed)
 	}
+	g.warnOfChain(c)
 	g.preload([]*Certificate{c})
 	g.launch(c)
 	return c, nil
@@ -357,21 +358,6 @@ func (c *Certificate) status() Status {
 		st.RevokedAt, st.RevocationReason = said.RevokedAt, said.Reason
 	}
 	return st
-}
-
-// parseChain returns the parsed leaf of cert, and an error if anything in its
-// chain does not parse.
-func parseChain(cert *tls.Certificate) (*x509.Certificate, error) {
-	leaf, err := parseLeaf(cert)
-	if err != nil {
-		return nil, err
-	}
-	for i, der := range cert.Certificate[1:] {
-		if _, err := issuers.Intern(der); err != nil {
-			return nil, fmt.Errorf("staple: certificate %d in the chain of %s does not parse: %w", i+1, name.Of(leaf), err)
-		}
-	}
-	return leaf, nil
 }
 
 // parseLeaf returns the parsed leaf of cert. cert.Leaf is used if it really is

@@ -17,10 +17,12 @@ import (
 	"crypto/x509"
 	"encoding/asn1"
 	"encoding/pem"
+	"fmt"
 	"runtime"
 	"sync"
 	"weak"
 
+	"github.com/go-staple/staple/internal/name"
 	"golang.org/x/crypto/cryptobyte"
 	cryptobyte_asn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
@@ -43,13 +45,13 @@ func Signed(cert, issuer *x509.Certificate) bool {
 }
 
 // Among returns those candidates whose key verifies the signature of cert, up to most of
-// them. Those of the right name are tried first, and no more than [MaxChecks] in all. A
-// candidate may be nil.
+// them. Those are tried first whose subject key identifier is the one that cert names, then those of
+// the right name, and no more than [MaxChecks] in all. A candidate may be nil.
 func Among(candidates []*x509.Certificate, cert *x509.Certificate, most int) (found []*x509.Certificate) {
 	checks := 0
-	for _, named := range []bool{true, false} {
+	for rank := range ranks {
 		for _, c := range candidates {
-			if c == nil || bytes.Equal(c.RawSubject, cert.RawIssuer) != named {
+			if c == nil || rankOf(c, cert) != rank {
 				continue
 			}
 			if checks++; len(found) == most || checks > MaxChecks {
@@ -61,6 +63,41 @@ func Among(candidates []*x509.Certificate, cert *x509.Certificate, most int) (fo
 		}
 	}
 	return found
+}
+
+const ranks = 4
+
+// rankOf tells how likely c is to have issued cert, 0 being the likeliest.
+func rankOf(c, cert *x509.Certificate) (rank int) {
+	if len(cert.AuthorityKeyId) == 0 || !bytes.Equal(c.SubjectKeyId, cert.AuthorityKeyId) {
+		rank += 2
+	}
+	if !bytes.Equal(c.RawSubject, cert.RawIssuer) {
+		rank++
+	}
+	return rank
+}
+
+// oidRSASSAPSS is the content of the object identifier of a key that is for RSASSA-PSS alone: RFC 4055, section 1.2.
+var oidRSASSAPSS = []byte{0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0a}
+
+// Unusable returns why candidates in the name of cert's issuer cannot be that: because of their key.
+func Unusable(cert *x509.Certificate, candidates []*x509.Certificate) (why []error) {
+	for _, c := range candidates {
+		if c == nil || !bytes.Equal(c.RawSubject, cert.RawIssuer) {
+			continue
+		}
+		k, isRSA := c.PublicKey.(*rsa.PublicKey)
+		switch {
+		case c.PublicKey == nil && bytes.Contains(c.RawSubjectPublicKeyInfo, oidRSASSAPSS):
+			why = append(why, fmt.Errorf("%s has a key of the type id-RSASSA-PSS, which crypto/x509 cannot use", name.Of(c)))
+		case c.PublicKey == nil:
+			why = append(why, fmt.Errorf("%s has a key of a type that crypto/x509 does not know", name.Of(c)))
+		case isRSA && k.N.BitLen() > maxRSABits:
+			why = append(why, fmt.Errorf("%s has an RSA key of %d bits, more than %d", name.Of(c), k.N.BitLen(), maxRSABits))
+		}
+	}
+	return why
 }
 
 // Of returns the one among candidates that issued cert, or nil.

@@ -154,7 +154,12 @@ func TestAmong(t *testing.T) {
 	reissued := reissue(t, right)
 	renamed := *right
 	renamed.RawSubject = []byte("another name")
+	stranger := renamed
+	stranger.SubjectKeyId = nil
 	many := slices.Repeat([]*x509.Certificate{wrong}, MaxChecks)
+	namesake := *wrong
+	namesake.RawSubject = right.RawSubject
+	namesakes := slices.Repeat([]*x509.Certificate{&namesake}, 12)
 	for _, tt := range []struct {
 		name       string
 		candidates []*x509.Certificate
@@ -169,8 +174,10 @@ func TestAmong(t *testing.T) {
 		{"those of the right name first", []*x509.Certificate{&renamed, right}, 2, []*x509.Certificate{right, &renamed}},
 		{"the key counts, not the name", []*x509.Certificate{&renamed}, 1, []*x509.Certificate{&renamed}},
 		{"behind many of other names", append(slices.Clone(many), right), 1, []*x509.Certificate{right}},
-		{"beyond what is checked", append(slices.Clone(many), &renamed), 1, nil},
-		{"the last that is checked", append(slices.Clone(many[1:]), &renamed), 1, []*x509.Certificate{&renamed}},
+		{"beyond what is checked", append(slices.Clone(many), &stranger), 1, nil},
+		{"the last that is checked", append(slices.Clone(many[1:]), &stranger), 1, []*x509.Certificate{&stranger}},
+		{"behind twelve of its name, by its key identifier", append(slices.Clone(namesakes), right), 1, []*x509.Certificate{right}},
+		{"the same under another name", append(slices.Clone(namesakes), &renamed), 1, []*x509.Certificate{&renamed}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			require.Equal(t, tt.want, Among(tt.candidates, leaf, tt.most))
