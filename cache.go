@@ -6,13 +6,13 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/go-staple/staple/internal/dirfile"
 	"github.com/go-staple/staple/internal/ocspder"
 )
 
@@ -113,8 +113,9 @@ const (
 //
 // It is a [Locker], too, so that of several processes one fetches a response.
 //
-// Now and then Put removes files of its own making whose response ended more than
-// a week ago, and what a crash has left.
+// Once a day the directory is swept of files of its own making whose response ended
+// more than a week ago, and of what a crash has left: each Put looks at a hundred
+// files, until it is through.
 type DirCache string
 
 // path returns the name of key's file. Only plain names are keys.
@@ -136,30 +137,9 @@ func (d DirCache) Get(ctx context.Context, key string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := readRegular(name)
+	data, err := dirfile.Read(ctx, name, maxCached)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, ErrCacheMiss
-	}
-	return data, err
-}
-
-// readRegular reads a file that could be a response.
-func readRegular(name string) ([]byte, error) {
-	info, err := os.Stat(name)
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("staple: %s is not a regular file", name) // opening a pipe would wait
-	}
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxCached+1))
-	if err == nil && len(data) > maxCached {
-		err = fmt.Errorf("staple: %s has more than %d bytes", name, maxCached)
 	}
 	return data, err
 }
@@ -178,36 +158,8 @@ func (d DirCache) Put(ctx context.Context, key string, data []byte) error {
 	if err := os.MkdirAll(string(d), 0o700); err != nil {
 		return err
 	}
-	d.sweep()
-	f, err := os.CreateTemp(string(d), tempPrefix+"*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return err
-	}
-	syncDir(string(d))
-	return nil
-}
-
-// syncDir makes a rename durable, where the system has a way to: the file is in
-// place already.
-func syncDir(name string) {
-	if f, err := os.Open(name); err == nil {
-		_ = f.Sync()
-		f.Close()
-	}
+	d.sweep(ctx)
+	return dirfile.Write(ctx, string(d), tempPrefix, name, data)
 }
 
 // Delete removes key's file.
@@ -219,7 +171,7 @@ func (d DirCache) Delete(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := dirfile.Remove(ctx, name); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -242,8 +194,8 @@ func (d DirCache) TryLock(ctx context.Context, key string, ttl time.Duration) (u
 	if info, err := os.Lstat(name); err == nil && time.Since(info.ModTime()).Abs() > ttl {
 		// Renamed, rather than removed, so that of several who see this one succeeds.
 		aside := filepath.Join(string(d), tempPrefix+rand.Text())
-		if os.Rename(name, aside) == nil {
-			os.Remove(aside)
+		if dirfile.Rename(ctx, name, aside) == nil {
+			_ = dirfile.Remove(ctx, aside)
 		}
 	}
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -259,56 +211,38 @@ func (d DirCache) TryLock(ctx context.Context, key string, ttl time.Duration) (u
 		err = e
 	}
 	if err != nil {
-		os.Remove(name)
+		_ = dirfile.Remove(ctx, name)
 		return nil, false, err
 	}
 	return func() {
-		if data, err := readRegular(name); err == nil && string(data) == holder {
-			os.Remove(name)
+		ctx := context.WithoutCancel(ctx)
+		if data, err := dirfile.Read(ctx, name, maxCached); err == nil && string(data) == holder {
+			_ = dirfile.Remove(ctx, name)
 		}
 	}, true, nil
 }
 
-// swept tells when this process last swept which directory.
-var swept struct {
-	sync.Mutex
-	at map[DirCache]time.Time
-}
+// sweeper sweeps the directories of all DirCaches of this process, each once a day.
+var sweeper dirfile.Sweeper
 
-// sweep removes what has no use any more, once a day.
-func (d DirCache) sweep() {
+// sweep removes what has no use any more, among a few of the files.
+func (d DirCache) sweep(ctx context.Context) {
 	now := time.Now()
-	swept.Lock()
-	due := now.Sub(swept.at[d]).Abs() >= sweepEvery
-	if due {
-		if swept.at == nil {
-			swept.at = make(map[DirCache]time.Time)
-		}
-		swept.at[d] = now
-	}
-	swept.Unlock()
-	if !due {
-		return
-	}
-	files, _ := os.ReadDir(string(d))
-	for _, f := range files {
-		info, err := f.Info()
-		if err != nil || !info.Mode().IsRegular() {
-			continue
-		}
-		name, age := filepath.Join(string(d), f.Name()), now.Sub(info.ModTime())
+	sweeper.Sweep(string(d), now, sweepEvery, func(info os.FileInfo) {
+		name, age := filepath.Join(string(d), info.Name()), now.Sub(info.ModTime())
 		switch {
-		case strings.HasPrefix(f.Name(), tempPrefix):
+		case !info.Mode().IsRegular():
+		case strings.HasPrefix(info.Name(), tempPrefix):
 			if age > tempAge {
 				os.Remove(name)
 			}
-		case isCacheKey(f.Name()) && age > goneAge:
-			data, _ := readRegular(name)
+		case isCacheKey(info.Name()) && age > goneAge:
+			data, _ := dirfile.Read(ctx, name, maxCached)
 			if end := ocspder.ClaimedEnd(data, nil, defaultMaxAge); !end.IsZero() && now.Sub(end) > goneAge {
 				os.Remove(name)
 			}
 		}
-	}
+	})
 }
 
 // isCacheKey reports whether a file's name is one that a Stapler would give it.

@@ -187,3 +187,22 @@ func TestDirCacheSurvivesKilledWriters(t *testing.T) {
 	require.Empty(t, leftovers())
 	requireWhole()
 }
+
+func TestDirCacheSweepsAFewFilesWithEachPut(t *testing.T) {
+	const files, most, puts = 2000, 100, 21 // most files are looked at with a Put
+	dir := t.TempDir()
+	for i := range files {
+		name := filepath.Join(dir, world.TempPrefix+fmt.Sprint(i))
+		require.NoError(t, os.WriteFile(name, []byte("half"), 0o600))
+		world.SetAge(t, name, 2*time.Hour)
+	}
+	cache := staple.DirCache(dir)
+	left := files
+	for range puts {
+		require.NoError(t, cache.Put(t.Context(), hexKey("a"), []byte("data")))
+		now := len(world.FilesIn(t, dir)) - 1
+		require.LessOrEqual(t, left-now, most)
+		left = now
+	}
+	require.Zero(t, left, "it does not go on where it was")
+}
