@@ -12,8 +12,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-staple/staple/internal/breaker"
 	"github.com/go-staple/staple/internal/dirfile"
 	"github.com/go-staple/staple/internal/ocspder"
+	"github.com/go-staple/staple/internal/schedule"
 )
 
 // ErrCacheMiss is returned by a [Cache] for a key that it does not hold.
@@ -28,7 +30,10 @@ var ErrCacheMiss = errors.New("staple: cache miss")
 // is verified like what comes from the network. An error costs a log line, never
 // a staple.
 //
-// A Cache must be safe for concurrent use, and return when ctx ends.
+// A Cache must be safe for concurrent use, and return when ctx ends. One that makes the
+// Stapler wait is passed by for a while, and what it has not stored meanwhile is stored
+// when it can be. It shares no memory with the Stapler: what it was given it may keep
+// and change, and what it has returned, too.
 type Cache interface {
 	// Get returns the data stored under key, or ErrCacheMiss. Any other error,
 	// and empty data, count as a miss too.
@@ -37,7 +42,8 @@ type Cache interface {
 	// Put stores data under key, in place of what was there.
 	Put(ctx context.Context, key string, data []byte) error
 
-	// Delete removes what is stored under key. That there is nothing is no error.
+	// Delete removes what is stored under key. That there is nothing is no error. It is
+	// called when a certificate under the Stapler's care has expired.
 	Delete(ctx context.Context, key string) error
 }
 
@@ -114,7 +120,7 @@ const (
 // It is a [Locker], too, so that of several processes one fetches a response.
 //
 // Once a day the directory is swept of files of its own making whose response ended
-// more than a week ago, and of what a crash has left: each Put looks at a hundred
+// more than a week ago, and of what a crash has left: each Put looks at a few hundred
 // files, until it is through.
 type DirCache string
 
@@ -248,4 +254,123 @@ func (d DirCache) sweep(ctx context.Context) {
 // isCacheKey reports whether a file's name is one that a Stapler would give it.
 func isCacheKey(name string) bool {
 	return len(name) == 64 && strings.Trim(name, "0123456789abcdef") == ""
+}
+
+// errPassedBy is what a guardedCache says in the place of a cache that hangs.
+var errPassedBy = errors.New("it takes too long, and is passed by for a while")
+
+// A guardedCache stands before the Cache of a Stapler, and its Locker. Calls of a kind that
+// hang are not made for a while, and the cache has no memory in common with the Stapler.
+type guardedCache struct {
+	cache  Cache
+	locker Locker // nil: it is none
+
+	mu                   sync.Mutex
+	reads, writes, locks breaker.Breaker
+}
+
+func newGuardedCache(cache Cache) *guardedCache {
+	locker, _ := cache.(Locker)
+	return &guardedCache{cache: cache, locker: locker}
+}
+
+func (c *guardedCache) Get(ctx context.Context, key string) (data []byte, err error) {
+	err = c.call(ctx, &c.reads, func() (err error) {
+		data, err = c.cache.Get(ctx, key)
+		data = bytes.Clone(data)
+		return err
+	})
+	return data, err
+}
+
+func (c *guardedCache) Put(ctx context.Context, key string, data []byte) error {
+	return c.call(ctx, &c.writes, func() error { return c.cache.Put(ctx, key, bytes.Clone(data)) })
+}
+
+func (c *guardedCache) Delete(ctx context.Context, key string) error {
+	return c.call(ctx, &c.writes, func() error { return c.cache.Delete(ctx, key) })
+}
+
+func (c *guardedCache) TryLock(ctx context.Context, key string, ttl time.Duration) (unlock func(), ok bool, err error) {
+	err = c.call(ctx, &c.locks, func() (err error) {
+		unlock, ok, err = c.locker.TryLock(ctx, key, ttl)
+		return err
+	})
+	return unlock, ok, err
+}
+
+// call makes a call, unless those like it hang.
+func (c *guardedCache) call(ctx context.Context, b *breaker.Breaker, f func() error) error {
+	began := time.Now()
+	c.mu.Lock()
+	allowed := b.Allow(began)
+	c.mu.Unlock()
+	if !allowed {
+		return errPassedBy
+	}
+	givenUp := true // if f ends the goroutine
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		now := time.Now()
+		b.Done(now.Sub(began), givenUp, now)
+	}()
+	err := f()
+	givenUp = ctx.Err() != nil
+	return err
+}
+
+// writable reports whether it is time to see whether a cache can be written that could not.
+func (c *guardedCache) writable() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.writes.Due(time.Now())
+}
+
+// forgive makes it go on as if no call to write had been slow.
+func (c *guardedCache) forgive() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.writes = breaker.Breaker{}
+}
+
+// deleteCached deletes what the cache has under key.
+func (g *engine) deleteCached(key string) {
+	g.mu.Lock()
+	ctx := g.store
+	g.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	g.reportCache(writing, g.cache.Delete(ctx, key))
+}
+
+// storeRest stores what the cache did not take when it came, in the background, with mu held.
+func (g *engine) storeRest() {
+	if g.cache == nil || g.storing && !g.closed {
+		return
+	}
+	var rest []*entry
+	for _, e := range g.entries {
+		if e.unstored() && e.item.State() != schedule.Working && e.item.State() != schedule.Storing { // whose worker does it
+			rest = append(rest, e)
+		}
+	}
+	if len(rest) == 0 {
+		return
+	}
+	g.storing = true
+	g.wg.Add(1)
+	go func() {
+		defer g.wg.Done()
+		defer func() {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.storing = false
+		}()
+		for _, e := range rest {
+			if !e.save() {
+				return
+			}
+		}
+	}()
 }

@@ -46,7 +46,14 @@ func (g *engine) recognize(cert *tls.Certificate, o *seen.Owner) *sighting {
 		return nil
 	}
 	if len(cert.OCSPStaple) > 0 {
+		judged := false
+		defer func() { // also if the Verifier panics, or ends the goroutine: then it comes as new the next time
+			if !judged {
+				g.remove(c)
+			}
+		}()
 		c.entry().adoptCarried(c.entry().localIssuer())
+		judged = true
 	}
 	g.launch(c)
 	s, out := g.seen.Put(der, c, o, now)
@@ -172,7 +179,7 @@ func (g *engine) carry(c *Certificate, staple []byte) {
 	}
 	k.fresh = append(k.fresh, c)
 	if len(staple) > 0 {
-		k.staples = append(k.staples, staple)
+		k.staples = append(k.staples, bytes.Clone(staple))
 		k.staples = k.staples[max(len(k.staples)-maxCarried, 0):]
 	}
 }
@@ -196,23 +203,25 @@ func (e *entry) adoptCarried(issuer *x509.Certificate) {
 	g.mu.Unlock()
 	var best *response
 	var refused error
+	defer func() { // also if the Verifier ends the goroutine
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if best != nil {
+			e.adopt(best, false)
+		}
+		if e.known.Held() == nil {
+			e.unstaple()
+		}
+		if refused != nil && !g.closed {
+			g.log(slog.LevelWarn, "the OCSP staple that came with a certificate was refused", e, slog.Any("error", refused))
+		}
+	}()
 	for _, der := range k.staples {
 		if r, err := e.verify(issuer, der); err != nil {
 			refused = err
 		} else if best == nil || r.Newer(best) {
 			best = r
 		}
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if best != nil {
-		e.adopt(best, false)
-	}
-	if e.known.Held() == nil {
-		e.unstaple()
-	}
-	if refused != nil && !g.closed {
-		g.log(slog.LevelWarn, "the OCSP staple that came with a certificate was refused", e, slog.Any("error", refused))
 	}
 }
 

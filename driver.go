@@ -149,6 +149,9 @@ func (d *driver) tick() {
 	}
 	g.collect()
 	g.forget()
+	if g.cache != nil && g.cache.writable() {
+		g.storeRest()
+	}
 	g.schedule.Look(now)
 	d.run()
 }

@@ -35,7 +35,7 @@ const (
 type engine struct {
 	fetcher       Fetcher
 	verifier      Verifier
-	cache         Cache
+	cache         *guardedCache // nil: none
 	locker        Locker
 	issuers       []*x509.Certificate
 	logger        *slog.Logger
@@ -72,6 +72,7 @@ type engine struct {
 
 	unusable bounded.Map[string, bool] // URLs that the log has named
 	trouble  trouble                   // of the cache
+	storing  bool                      // storeRest is at it
 	spoken   quiet.Limiter[EventKind]
 }
 
@@ -79,7 +80,6 @@ func newEngine(s *Stapler) *engine {
 	g := &engine{
 		fetcher:       s.Fetcher,
 		verifier:      s.Verifier,
-		cache:         s.Cache,
 		issuers:       slices.Clone(s.Issuers),
 		logger:        s.Logger,
 		onEvent:       s.OnEvent,
@@ -103,11 +103,17 @@ func newEngine(s *Stapler) *engine {
 	if f, ok := g.fetcher.(interface{ fetchTimeout() time.Duration }); ok {
 		g.fetchTimeout = f.fetchTimeout()
 	}
-	g.locker, _ = g.cache.(Locker)
+	if s.Cache != nil {
+		g.cache = newGuardedCache(s.Cache)
+		if g.cache.locker != nil {
+			g.locker = g.cache
+		}
+	}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.store = context.WithoutCancel(g.ctx)
 	g.schedule = newSchedule(s.Concurrency, s.Cache != nil)
-	g.driver.engine, g.notices.engine = g, g
+	g.driver.engine = g
+	g.notices.init(g)
 	return g
 }
 
@@ -120,6 +126,10 @@ func (g *engine) close() {
 		defer cancel()
 		g.cancel()
 		g.driver.disarm()
+		if g.cache != nil {
+			g.cache.forgive()
+			g.storeRest()
+		}
 		for _, e := range g.entries {
 			e.changed.broadcast()
 		}
@@ -417,7 +427,7 @@ func (g *engine) lacking() error {
 		case err == nil && g.closed:
 			err = ErrClosed
 		case err == nil:
-			err = errEnded
+			err = errOver
 		}
 		why = append(why, fmt.Errorf("%s: %w", name.Of(e.leaf), err))
 	}

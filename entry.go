@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-staple/staple/internal/backlog"
 	"github.com/go-staple/staple/internal/hold"
 	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/muststaple"
@@ -147,7 +148,12 @@ func (e *entry) setIssuer(issuer *x509.Certificate) {
 // accepts that, or else answer itself.
 func (e *entry) judge(issuer *x509.Certificate, answer []byte, now time.Time) (p *ocsp.Response, until time.Time, der []byte, err error) {
 	v := e.engine.verifier
-	p, until, err = v.Verify(answer, e.leaf, issuer, now)
+	_, ours := v.(*ResponseVerifier)
+	given := answer
+	if !ours {
+		given = bytes.Clone(answer) // it may do with it as it likes
+	}
+	p, until, err = v.Verify(given, e.leaf, issuer, now)
 	switch {
 	case err != nil:
 		return nil, until, nil, err
@@ -155,19 +161,19 @@ func (e *entry) judge(issuer *x509.Certificate, answer []byte, now time.Time) (p
 		return nil, until, nil, errors.New("staple: the Verifier returned neither a response nor an error")
 	case len(p.Raw) == 0 || bytes.Equal(p.Raw, answer):
 		return p, until, answer, nil
-	}
-	if _, ok := v.(*ResponseVerifier); ok { // whose Raw says the same
+	case ours: // then Raw says the same
 		return p, until, p.Raw, nil
 	}
-	raw := bytes.Clone(p.Raw)
-	again, end, err := v.Verify(raw, e.leaf, issuer, now)
-	if err != nil || again == nil || again.Status != p.Status || !again.ThisUpdate.Equal(p.ThisUpdate) {
-		return p, until, answer, nil
+	first, raw := *p, bytes.Clone(p.Raw)
+	again, end, err := v.Verify(bytes.Clone(raw), e.leaf, issuer, now)
+	if err != nil || again == nil || again.Status != first.Status || !again.ThisUpdate.Equal(first.ThisUpdate) {
+		return &first, until, answer, nil
 	}
 	return again, end, raw, nil
 }
 
-// verify has the Verifier judge answer, and caps its end with the leaf's. The result shares no memory with answer.
+// verify has the Verifier judge answer, and caps its end with the leaf's. The result shares no memory with answer, which
+// may change meanwhile.
 func (e *entry) verify(issuer *x509.Certificate, answer []byte) (*response, error) {
 	now := wall.Now()
 	r, err := e.verifyAt(issuer, answer, now)
@@ -182,6 +188,7 @@ func (e *entry) verify(issuer *x509.Certificate, answer []byte) (*response, erro
 }
 
 func (e *entry) verifyAt(issuer *x509.Certificate, answer []byte, now time.Time) (*response, error) {
+	answer = bytes.Clone(answer)
 	p, until, der, err := e.judge(issuer, answer, now)
 	switch {
 	case err != nil:
@@ -386,6 +393,10 @@ func (e *entry) rest(err error) {
 	e.err, e.final, e.settled, e.forced, e.failures = err, true, true, false, 0
 	e.rounds++
 	e.askable.Store(false)
+	if g.cache != nil && errors.Is(err, errExpired) {
+		e.stored = false
+		g.notices.expired.add(e.cacheKey(), backlog.Notable)
+	}
 	g.schedule.Rest(&e.item, g.driver.now())
 	g.log(slog.LevelDebug, "a certificate is not stapled", e, slog.Any("error", err))
 	e.changed.broadcast()

@@ -2,10 +2,12 @@ package staple
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"time"
 
+	"github.com/go-staple/staple/internal/backlog"
 	"github.com/go-staple/staple/internal/name"
 )
 
@@ -70,44 +72,98 @@ type Event struct {
 	Err         error         // of a round that failed
 }
 
-// Notices are what is to be logged and told to OnEvent, in order, by a goroutine
-// that exists only while there is something to tell. engine.mu guards them.
+// Notices are what others are to be told, who may take their time: whoever listens to one kind waits for no other kind.
 type notices struct {
-	engine  *engine
-	pending []func()
-	telling bool
-	silent  bool // the Stapler is closed, and all was told
+	lines   teller[logLine]
+	events  teller[Event]
+	expired teller[string] // the keys of certificates: what the cache has of them is of no use any more
+	silent  bool           // the Stapler is closed, and all was told; engine.mu guards it
 }
 
-// add queues f, with engine.mu held.
-func (n *notices) add(f func()) {
-	if n.silent {
+func (n *notices) init(g *engine) {
+	n.lines = teller[logLine]{engine: g, tell: g.write, caughtUp: func(missed int) {
+		g.say(slog.LevelWarn, "lines were left out, since the log did not keep up", slog.Int("lines", missed))
+	}}
+	n.events = teller[Event]{engine: g, tell: g.onEvent, fellBehind: func() {
+		g.say(slog.LevelWarn, "OnEvent does not keep up; events are left out until it does, the least important first")
+	}, caughtUp: func(missed int) {
+		g.say(slog.LevelWarn, "OnEvent keeps up again, after events were left out", slog.Int("events", missed))
+	}}
+	n.expired = teller[string]{engine: g, tell: g.deleteCached}
+}
+
+// untold is how many notices of a kind may wait, at least; twice as many as there are certificates may, too.
+const untold = 4096
+
+// A teller calls tell with each of what is added, one after the other and in order, in a goroutine that exists only
+// while there is something to tell. engine.mu guards it.
+type teller[T any] struct {
+	engine     *engine
+	tell       func(T)
+	fellBehind func()           // is called with mu held when the first is left out; may be nil
+	caughtUp   func(missed int) // and when all was told after that
+	queue      backlog.Queue[T]
+	telling    bool
+}
+
+// add queues v, with engine.mu held.
+func (t *teller[T]) add(v T, rank backlog.Rank) {
+	g := t.engine
+	if g.notices.silent {
 		return
 	}
-	n.pending = append(n.pending, f)
-	if !n.telling {
-		n.telling = true
-		n.engine.wg.Add(1)
-		go n.tell()
+	was := t.queue.Missed()
+	t.queue.Put(v, rank, max(untold, 2*len(g.entries)))
+	if was == 0 && t.queue.Missed() > 0 && t.fellBehind != nil {
+		t.fellBehind()
+	}
+	if !t.telling {
+		t.telling = true
+		g.wg.Add(1)
+		go t.run()
 	}
 }
 
-func (n *notices) tell() {
-	g := n.engine
+func (t *teller[T]) run() {
+	g := t.engine
 	defer g.wg.Done()
-	for {
-		g.mu.Lock()
-		batch := n.pending
-		n.pending = nil
-		n.telling = len(batch) > 0
-		g.mu.Unlock()
-		if len(batch) == 0 {
-			return
+	ended := true
+	defer func() {
+		if ended { // by tell: another goroutine goes on
+			g.wg.Add(1)
+			go t.run()
 		}
-		for _, f := range batch {
-			f()
-		}
+	}()
+	for v, ok := t.next(); ok; v, ok = t.next() {
+		t.tell(v)
 	}
+	ended = false
+}
+
+func (t *teller[T]) next() (v T, ok bool) {
+	t.engine.mu.Lock()
+	defer t.engine.mu.Unlock()
+	v, ok = t.queue.Take()
+	if missed := t.queue.Missed(); !ok && missed > 0 {
+		t.queue.ForgetMissed()
+		if t.caughtUp != nil {
+			t.caughtUp(missed)
+		}
+		v, ok = t.queue.Take()
+	}
+	t.telling = ok
+	return v, ok
+}
+
+// importance is the rank of an event among those that wait for OnEvent.
+func (k EventKind) importance() backlog.Rank {
+	switch k {
+	case EventUnchanged, EventFailed:
+		return backlog.Routine
+	case EventExpired, EventRevoked, EventReinstated:
+		return backlog.Grave
+	}
+	return backlog.Notable
 }
 
 // emit logs ev and hands it to OnEvent, with mu held.
@@ -144,7 +200,7 @@ func (g *engine) emit(e *entry, ev Event) {
 	}
 	g.log(level, how.text, e, attrs...)
 	if g.onEvent != nil {
-		g.notices.add(func() { g.onEvent(ev) })
+		g.notices.events.add(ev, ev.Kind.importance())
 	}
 }
 
@@ -169,15 +225,44 @@ func (g *engine) mayLog(e *entry, k EventKind) bool {
 	return g.spoken.Allow(e.item.Host(), k, time.Now())
 }
 
+// A logLine is one that waits to be written.
+type logLine struct {
+	level   slog.Level
+	message string
+	about   *x509.Certificate // nil: none
+	attrs   []slog.Attr
+}
+
 // log queues a line about e, with mu held.
 func (g *engine) log(level slog.Level, message string, e *entry, attrs ...slog.Attr) {
-	g.notices.add(func() {
-		if !g.logger.Enabled(context.Background(), level) {
-			return
-		}
-		attrs = append([]slog.Attr{slog.String("certificate", name.Of(e.leaf))}, attrs...)
-		g.logger.LogAttrs(context.Background(), level, "staple: "+message, attrs...)
-	})
+	g.addLine(logLine{level, "staple: " + message, e.leaf, attrs})
+}
+
+// say queues a line about no certificate, with mu held.
+func (g *engine) say(level slog.Level, message string, attrs ...slog.Attr) {
+	g.addLine(logLine{level, "staple: " + message, nil, attrs})
+}
+
+func (g *engine) addLine(l logLine) {
+	rank := backlog.Notable
+	switch {
+	case l.level < slog.LevelInfo:
+		rank = backlog.Routine
+	case l.level >= slog.LevelError:
+		rank = backlog.Grave
+	}
+	g.notices.lines.add(l, rank)
+}
+
+func (g *engine) write(l logLine) {
+	ctx := context.Background()
+	if !g.logger.Enabled(ctx, l.level) {
+		return
+	}
+	if l.about != nil {
+		l.attrs = append([]slog.Attr{slog.String("certificate", name.Of(l.about))}, l.attrs...)
+	}
+	g.logger.LogAttrs(ctx, l.level, l.message, l.attrs...)
 }
 
 // A trouble is what of the cache fails at present, as bits: one line is logged for each
@@ -201,10 +286,11 @@ func (g *engine) reportCache(doing trouble, err error) {
 	switch {
 	case was == 0 && err != nil:
 		name := map[trouble]string{reading: "reading", writing: "writing", locking: "locking"}[doing]
-		g.notices.add(func() {
-			g.logger.Warn("staple: "+name+" the OCSP cache fails; stapling goes on without", slog.Any("error", err))
-		})
+		g.say(slog.LevelWarn, name+" the OCSP cache fails; stapling goes on without", slog.Any("error", err))
 	case was != 0 && g.trouble == 0:
-		g.notices.add(func() { g.logger.Info("staple: the OCSP cache works again") })
+		g.say(slog.LevelInfo, "the OCSP cache works again")
+	}
+	if was&writing != 0 && g.trouble&writing == 0 {
+		g.storeRest()
 	}
 }

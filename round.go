@@ -36,8 +36,11 @@ var errUnchanged = errors.New("staple: it is the OCSP response held")
 // errUnknown is wrapped by the error for a response that says "unknown".
 var errUnknown = errors.New("the responder does not know the certificate")
 
-// errEnded tells of a certificate whose last round went well.
-var errEnded = errors.New("the OCSP response held has ended")
+// errOver tells of a certificate whose last round went well.
+var errOver = errors.New("the OCSP response held has ended")
+
+// errEnded is what a round ends with that was cut short by somebody else's code.
+var errEnded = errors.New("staple: the Fetcher, Verifier or Cache has ended the goroutine that called it (runtime.Goexit, or FailNow in a test)")
 
 var (
 	errExpired    = fmt.Errorf("%w: the certificate has expired", ErrNoResponder)
@@ -77,7 +80,6 @@ type round struct {
 // round does a round and draws the conclusions: publish, then store.
 func (e *entry) round(task schedule.Task) {
 	g := e.engine
-	began := time.Now()
 	ctx, cancel := context.WithCancel(g.ctx)
 	defer cancel()
 	g.mu.Lock()
@@ -89,18 +91,29 @@ func (e *entry) round(task schedule.Task) {
 	g.mu.Unlock()
 
 	r := &round{entry: e, ctx: ctx}
-	o := r.attempt(task)
-	o.began = began
-
-	g.mu.Lock()
-	e.cancel = nil
-	e.conclude(o)
-	g.driver.run()
-	g.mu.Unlock()
+	defer func() {
+		if r.unlock != nil {
+			r.unlock()
+		}
+	}()
+	r.try(task)
 	e.save()
-	if r.unlock != nil {
-		r.unlock()
-	}
+}
+
+// try does the I/O of a round and draws the conclusions.
+func (r *round) try(task schedule.Task) {
+	g := r.engine
+	o := outcome{err: errEnded}
+	began := time.Now()
+	defer func() { // also if the goroutine ends
+		o.began = began
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		r.cancel = nil
+		r.conclude(o)
+		g.driver.run()
+	}()
+	o = r.attempt(task)
 }
 
 // attempt does the I/O of a round.
@@ -413,20 +426,19 @@ func (e *entry) load(ctx context.Context, issuer *x509.Certificate) (*response, 
 	return r, nil
 }
 
-// save writes the response held to the cache, unless it is there.
-func (e *entry) save() {
+// save writes the response held to the cache, unless it is there, and reports whether that is done with.
+func (e *entry) save() bool {
 	g := e.engine
 	g.mu.Lock()
 	r, ctx := e.known.Held(), g.store
-	stored := e.stored
+	needed := e.unstored()
 	g.mu.Unlock()
-	if g.cache == nil || r == nil || stored {
-		return
+	if g.cache == nil || !needed {
+		return true
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	err := g.cache.Put(ctx, e.cacheKey(), r.DER)
-	g.reportCache(writing, err)
 	if err == nil {
 		g.mu.Lock()
 		if e.known.Held() == r {
@@ -434,4 +446,11 @@ func (e *entry) save() {
 		}
 		g.mu.Unlock()
 	}
+	g.reportCache(writing, err)
+	return err == nil
+}
+
+// unstored reports whether the response held should be in the cache and is not, with engine.mu held.
+func (e *entry) unstored() bool {
+	return e.known.Held() != nil && !e.stored && wall.Now().Before(e.leaf.NotAfter)
 }

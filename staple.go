@@ -63,12 +63,18 @@ type Stapler struct {
 
 	// Logger receives a line for what an operator should know of, and debug
 	// lines for the rest: in an outage, one line a minute for each responder host
-	// and kind of event. If nil, slog.Default() is used.
+	// and kind of event. If nil, slog.Default() is used. Nothing waits for a handler
+	// that blocks. Several thousand lines wait for it; then those of the lowest
+	// level are left out first, and a line tells how many.
 	Logger *slog.Logger
 
 	// OnEvent, if not nil, is called for each [Event]: one call at a time, in
 	// order, from a goroutine of its own and with no lock held. It may call
-	// every method but Close. Refreshing does not wait for it, but later events do.
+	// every method but Close. Only later events wait for it, and Close. 4,096 events
+	// may wait, or twice as many as there are certificates, if that is more; then some
+	// are left out: EventUnchanged and EventFailed first, EventExpired, EventRevoked
+	// and EventReinstated last, and of these the oldest. The log tells when that
+	// begins, and how many they were when OnEvent has caught up.
 	OnEvent func(Event)
 
 	// RequireStaple refuses a handshake with a Must-Staple certificate for which

@@ -150,8 +150,9 @@ func (w *wrapper) register(certs []tls.Certificate) {
 		c := newCertificate(&certs[i], leaf)
 		switch {
 		case err != nil:
-			g.logger.LogAttrs(context.Background(), slog.LevelWarn, "staple: a certificate of a tls.Config is not stapled",
-				slog.Int("index", i), slog.Any("error", err))
+			g.mu.Lock()
+			g.say(slog.LevelWarn, "a certificate of a tls.Config is not stapled", slog.Int("index", i), slog.Any("error", err))
+			g.mu.Unlock()
 		case g.register(c, leaf, certs[i].OCSPStaple, false):
 			known = append(known, c)
 		}

@@ -7,7 +7,7 @@ import (
 )
 
 // Batch is how many files of a directory are looked at at a time.
-const Batch = 100
+const Batch = 256
 
 // A Sweeper looks through directories now and then, a few files each time that it is called, since there may be a
 // hundred thousand. While it is at it, it keeps a directory open, so that it goes on where it was. The zero value is

@@ -189,7 +189,7 @@ func TestDirCacheSurvivesKilledWriters(t *testing.T) {
 }
 
 func TestDirCacheSweepsAFewFilesWithEachPut(t *testing.T) {
-	const files, most, puts = 2000, 100, 21 // most files are looked at with a Put
+	const files, most, puts = 2000, 256, 8 // most files are looked at with a Put
 	dir := t.TempDir()
 	for i := range files {
 		name := filepath.Join(dir, world.TempPrefix+fmt.Sprint(i))

@@ -8,6 +8,8 @@
 //	clock          a wall clock that is set, and a machine that slept
 //	fleet          processes that share a cache, with a lock and without
 //	cache          caches that fail, hang, are slow, or full
+//	hang           a cache that answers nothing, is passed by, and works again; what is deleted from it
+//	rogue, blocked what Staplers call that panics, ends the goroutine, blocks, or uses its memory again
 //	dircache, crash, processes
 //	               real processes on one DirCache, many of which are killed
 //	selection      which certificate is served while others come and go, at what cost, and if its staple ends meanwhile
