@@ -1,6 +1,7 @@
 package whole
 
 import (
+	"context"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/testhttp"
 	"github.com/go-staple/staple/internal/world"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
@@ -276,4 +278,39 @@ func TestCloseClosesTheConnectionsOfAnyFetcherThatCan(t *testing.T) {
 	require.NoError(t, c.Wait(t.Context()))
 	require.NoError(t, s.Close())
 	<-closed
+}
+
+// nginx keeps whatever has status 200, as long as it is told to, and does not look at what OCSP says.
+func TestNginxThatKeepsNegativeAnswers(t *testing.T) {
+	w := world.New(t)
+	server := startNginx(t, strings.ReplaceAll(`
+		proxy_cache ocsp;
+		proxy_cache_valid any 1h;
+		location / { proxy_pass UPSTREAM; }
+`, "UPSTREAM", testhttp.NewServer(t, w.Responder)))
+	for name, denial := range map[string]stapletest.Answer{
+		"unauthorized":  {Error: ocsp.Unauthorized},
+		"unknown":       {Status: ocsp.Unknown},
+		"tryLater":      {Error: ocsp.TryLater},
+		"internalError": {Error: ocsp.InternalError},
+		"404":           {HTTPStatus: 404},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cert := w.Leaf(world.Responders(server))
+			w.Responder.Set(cert.Leaf, denial)
+			c, err := w.Stapler(func(s *staple.Stapler) { s.Fetcher = new(staple.HTTPFetcher) }).Add(cert)
+			require.NoError(t, err)
+			first, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			for c.Status().Failures == 0 {
+				require.NoError(t, first.Err())
+				time.Sleep(10 * time.Millisecond)
+			}
+			world.RequireNoStaple(t, c)
+			w.Responder.Reset(cert.Leaf) // the CA knows it now
+			require.NoError(t, c.Wait(first))
+			world.RequireStaple(t, c, ocsp.Good)
+		})
+	}
 }
