@@ -226,7 +226,7 @@ func (e *entry) reconsider() {
 			return
 		}
 	}
-	if held == nil || held.ThisUpdate <= wall.Micro() {
+	if held == nil || held.Revoked || held.ThisUpdate <= wall.Micro() { // a revocation is not undone by a clock
 		return
 	}
 	if _, err := e.verify(issuer, held.DER); err == nil {

@@ -146,6 +146,22 @@ func TestARevocationPastItsEndIsNotStapled(t *testing.T) {
 	})
 }
 
+func TestAClockThatIsSetBackUndoesNoRevocation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := world.SetClock(t)
+		w := world.New(t)
+		cert := w.Leaf(world.LongLived)
+		old := w.Responder.Response(cert.Leaf)
+		time.Sleep(6 * time.Hour)
+		c := w.Add(w.Stapler(), cert)
+		revoke(t, w, cert, c, compromised)
+		w.Responder.Set(cert.Leaf, stapletest.Answer{Replay: old})
+		set(-3 * time.Hour)
+		time.Sleep(2 * time.Hour)
+		requireRevoked(t, c)
+	})
+}
+
 func TestAForgedRevocationInTheCacheRevokesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := world.New(t)
