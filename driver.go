@@ -31,7 +31,7 @@ type driver struct {
 	engine   *engine
 	timer    *time.Timer
 	armed    bool
-	wakes    time.Time // when the timer fires
+	wakes    time.Time // when the timer fires, by the monotonic clock
 	lastWall time.Time // when the clock was looked at first, or found to be set
 	lastMono time.Time
 	faded    uint64 // choose.Faded when it was looked at last
@@ -92,12 +92,12 @@ func (d *driver) arm() {
 	if g.closed || len(g.entries) == 0 && next.IsZero() {
 		return
 	}
-	now := d.now()
-	at := now.Add(maxSleep)
-	if !next.IsZero() && next.Before(at) {
-		at = next
+	wait := maxSleep
+	if now := d.now(); !next.IsZero() {
+		wait = min(max(next.Sub(now), 0), maxSleep)
 	}
-	if d.armed && !at.Before(d.wakes) && d.wakes.Sub(now) <= maxSleep {
+	wakes := time.Now().Add(wait)
+	if d.armed && !wakes.Before(d.wakes) {
 		return
 	}
 	if d.armed {
@@ -106,9 +106,9 @@ func (d *driver) arm() {
 		}
 		g.wg.Done()
 	}
-	d.armed, d.wakes = true, at
+	d.armed, d.wakes = true, wakes
 	g.wg.Add(1)
-	d.timer = time.AfterFunc(max(at.Sub(now), 0), d.tick)
+	d.timer = time.AfterFunc(wait, d.tick)
 }
 
 func (d *driver) disarm() {
