@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -15,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-staple/staple"
@@ -116,43 +116,32 @@ func TestWhatWorkedIsRemembered(t *testing.T) {
 		require.ErrorContains(t, err, "CertID hash of MD5")
 		require.Empty(t, s.Asked())
 	})
-	for name, onGET := range map[string]http.HandlerFunc{
-		"a responder that does not answer a GET": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
-		"a firewall that resets a GET": func(w http.ResponseWriter, _ *http.Request) {
-			conn, _, _ := http.NewResponseController(w).Hijack()
-			conn.(*net.TCPConn).SetLinger(0)
-			conn.Close()
-		},
+	for name, onGET := range map[string]testhttp.Raw{
+		"a responder that does not answer a GET": testhttp.Hangs,
+		"a firewall that cuts a GET off":         testhttp.Says(""),
 	} {
 		t.Run(name, func(t *testing.T) {
-			var mu sync.Mutex
-			var methods []string
-			handlers := map[string]http.Handler{http.MethodGet: onGET, http.MethodPost: responder}
-			server := testhttp.NewServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				mu.Lock()
-				methods = append(methods, r.Method)
-				h := handlers[r.Method]
-				mu.Unlock()
-				h.ServeHTTP(w, r)
-			}))
-			f := new(staple.HTTPFetcher)
-			f.SetTimeout(time.Second)
-			fetch := func() (failed bool) {
-				_, err := f.Fetch(t.Context(), fetchRequest(server))
-				return err != nil
-			}
-			require.True(t, fetch())
-			require.False(t, fetch())
-			require.False(t, fetch())
-			mu.Lock()
-			handlers = map[string]http.Handler{http.MethodGet: responder, http.MethodPost: testhttp.Replies(503, "text/plain", "")}
-			mu.Unlock()
-			require.True(t, fetch())
-			require.False(t, fetch())
-			require.False(t, fetch())
-			mu.Lock()
-			defer mu.Unlock()
-			require.Equal(t, []string{"GET", "POST", "POST", "POST", "GET", "GET"}, methods)
+			synctest.Test(t, func(t *testing.T) {
+				var methods []string
+				by := map[string]http.RoundTripper{http.MethodGet: pipedClient(t, onGET, nil).Transport, http.MethodPost: responder}
+				f := &staple.HTTPFetcher{Client: &http.Client{Transport: testhttp.RoundTripper(func(r *http.Request) (*http.Response, error) {
+					methods = append(methods, r.Method)
+					return by[r.Method].RoundTrip(r)
+				})}}
+				fetch := func() (failed bool) {
+					_, err := f.Fetch(t.Context(), fetchRequest("http://ocsp.example"))
+					return err != nil
+				}
+				require.True(t, fetch())
+				require.False(t, fetch())
+				require.False(t, fetch())
+				by = map[string]http.RoundTripper{http.MethodGet: responder, http.MethodPost: pipedClient(t,
+					testhttp.Says("HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n"), nil).Transport}
+				require.True(t, fetch())
+				require.False(t, fetch())
+				require.False(t, fetch())
+				require.Equal(t, []string{"GET", "POST", "POST", "POST", "GET", "GET"}, methods)
+			})
 		})
 	}
 }

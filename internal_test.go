@@ -27,9 +27,6 @@ import (
 // ErrOlder is for tests.
 var ErrOlder = errOlder
 
-// SetTimeout sets the timeout of a request, for tests.
-func (f *HTTPFetcher) SetTimeout(d time.Duration) { f.Timeout = d }
-
 // MadeClient reports whether f has a client of its own, for tests.
 func (f *HTTPFetcher) MadeClient() bool { return f.own != nil }
 

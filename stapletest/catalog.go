@@ -24,7 +24,7 @@ type Case struct {
 
 // Forgeries returns responses that a verifier must refuse when it is asked about leaf, which ca issued:
 // signed by somebody who may not, about another certificate, out of date, or malformed. They are made
-// anew at each call and are to be judged at the present time, in the same hour.
+// anew at each call and are to be judged at the present time, within half an hour.
 //
 // What RFC 6960 leaves to the client's policy, such as a delegated responder without
 // id-pkix-ocsp-nocheck, is in neither list.
@@ -42,8 +42,8 @@ func Forgeries(ca *CA, leaf *x509.Certificate) []Case {
 }
 
 // Oddities returns valid responses about leaf, which ca issued, that a verifier must accept although few
-// responders produce them. They are made anew at each call and are to be judged at the present time, in
-// the same hour.
+// responders produce them. They are made anew at each call and are to be judged at the present time,
+// within half an hour.
 func Oddities(ca *CA, leaf *x509.Certificate) []Case {
 	c := newCatalog(ca, leaf)
 	c.validSigners()
@@ -352,7 +352,7 @@ func (c *catalog) times() {
 	times("thisUpdate in an hour", why, time.Hour, 7*day)
 	times("thisUpdate in a year", why, 365*day, 372*day)
 	times("nextUpdate before thisUpdate", why, -time.Minute, -time.Hour)
-	times("nextUpdate before a thisUpdate in the future", why, time.Hour, time.Minute)
+	times("nextUpdate before a thisUpdate in the future", why, time.Hour, 45*time.Minute)
 	c.add("thisUpdate before 1970", why, func(r *Response) {
 		r.Singles[0].ThisUpdate = time.Date(1969, 12, 31, 23, 59, 59, 0, time.UTC)
 	})
@@ -804,8 +804,8 @@ func (c *catalog) validContents() {
 
 	const current = "RFC 6960 s2.4, s4.2.2.1: current"
 	single("no nextUpdate", current, ocsp.Good, func(s *Single) { s.NextUpdate = time.Time{} })
-	single("nextUpdate in a minute", current, ocsp.Good, func(s *Single) {
-		s.ThisUpdate, s.NextUpdate = c.now.Add(-7*day), c.now.Add(time.Minute)
+	single("nextUpdate in two hours", current, ocsp.Good, func(s *Single) {
+		s.ThisUpdate, s.NextUpdate = c.now.Add(-7*day), c.now.Add(2*time.Hour)
 	})
 	single("nextUpdate after the leaf expires", current, ocsp.Good, func(s *Single) {
 		s.NextUpdate = c.leaf.NotAfter.Add(day)

@@ -43,7 +43,7 @@ func question(t *testing.T, responder string) *Question {
 	u, err := exchange.ParseURL(responder)
 	require.NoError(t, err)
 	q := &Question{
-		Client:    exchange.Client{HTTP: exchange.NewClient(20*time.Second, nil), Timeout: 10 * time.Second, MaxBody: 64 << 10},
+		Client:    exchange.Client{HTTP: exchange.NewClient(time.Minute, nil), Timeout: time.Minute, MaxBody: 64 << 10},
 		Responder: u,
 		Leaf:      testCA().Leaf(stapletest.LeafOptions{}).Leaf,
 		Issuer:    testCA().Issuer,

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -194,7 +195,6 @@ func TestWithoutAnAnswerTheOtherMethodIsNext(t *testing.T) {
 }
 
 func TestStages(t *testing.T) {
-	hangs := testhttp.ServeRaw(t, testhttp.Hangs)
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
 	for _, tt := range []struct {
@@ -210,7 +210,7 @@ func TestStages(t *testing.T) {
 		{"cut short, twice", t.Context(), testhttp.ServeRaw(t, testhttp.Says(testhttp.OK+"Content-Length: 9\r\n\r\nx")), []Stage{Answered, Answered}},
 		{"refused", t.Context(), testhttp.NewServer(t, testhttp.RepliesOCSP(stapletest.NewResponder(testCA()).Response(
 			testCA().Leaf(stapletest.LeafOptions{}).Leaf))), []Stage{Refused}},
-		{"the caller has given up", over, hangs, []Stage{Unasked}},
+		{"the caller has given up", over, testhttp.ServeRaw(t, testhttp.Hangs), []Stage{Unasked}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			response, _, failed := question(t, tt.server).Ask(tt.ctx, sha1Way)
@@ -223,22 +223,29 @@ func TestStages(t *testing.T) {
 			require.Equal(t, tt.stages, stages)
 		})
 	}
+	unanswered := func(t *testing.T) *Question {
+		q := question(t, "http://hangs.example")
+		q.Client.HTTP.Transport.(*http.Transport).DialContext = testhttp.Piped(t, testhttp.Hangs)
+		return q
+	}
 	t.Run("the caller gives up", func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		time.AfterFunc(20*time.Millisecond, cancel)
-		_, _, failed := question(t, hangs).Ask(ctx, sha1Way)
-		require.Len(t, failed, 1)
-		require.Equal(t, Unasked, failed[0].Stage)
-		require.ErrorIs(t, failed[0].Err, context.Canceled)
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(time.Second, cancel)
+			_, _, failed := unanswered(t).Ask(ctx, sha1Way)
+			require.Len(t, failed, 1)
+			require.Equal(t, Unasked, failed[0].Stage)
+			require.ErrorIs(t, failed[0].Err, context.Canceled)
+		})
 	})
 	t.Run("the time is up", func(t *testing.T) {
-		q := question(t, hangs)
-		q.Client.Timeout = 20 * time.Millisecond
-		_, next, failed := q.Ask(t.Context(), sha1Way)
-		require.Len(t, failed, 1)
-		require.Equal(t, Silent, failed[0].Stage)
-		require.ErrorIs(t, failed[0].Err, context.DeadlineExceeded)
-		require.True(t, next.POST)
+		synctest.Test(t, func(t *testing.T) {
+			_, next, failed := unanswered(t).Ask(t.Context(), sha1Way)
+			require.Len(t, failed, 1)
+			require.Equal(t, Silent, failed[0].Stage)
+			require.ErrorIs(t, failed[0].Err, context.DeadlineExceeded)
+			require.True(t, next.POST)
+		})
 	})
 	t.Run("what an answer asks for", func(t *testing.T) {
 		_, _, failed := question(t, testhttp.NewServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -28,7 +28,7 @@ func TestHTTP2(t *testing.T) {
 	s.EnableHTTP2 = true
 	s.StartTLS()
 	t.Cleanup(s.Close)
-	c, _ := newClient(t, 5*time.Second)
+	c, _ := newClient(t)
 	c.HTTP.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: s.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs}
 	r := c.Do(t.Context(), http.MethodGet, s.URL, nil, http.Header{})
 	require.NoError(t, r.Err)
@@ -46,7 +46,7 @@ func TestConnectionIsUsedAgain(t *testing.T) {
 	}
 	s.Start()
 	t.Cleanup(s.Close)
-	c, _ := newClient(t, 5*time.Second)
+	c, _ := newClient(t)
 	for range 5 {
 		require.NoError(t, c.Do(t.Context(), http.MethodGet, s.URL, nil, http.Header{}).Err)
 	}
@@ -81,13 +81,13 @@ func TestControl(t *testing.T) {
 	server := testhttp.NewServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked.Add(1) }))
 	t.Run("it has a say in each connection", func(t *testing.T) {
 		refused := errors.New("refused")
-		c := Client{HTTP: NewClient(time.Second, func(string, string, syscall.RawConn) error { return refused }), Timeout: time.Second}
+		c := Client{HTTP: NewClient(time.Minute, func(string, string, syscall.RawConn) error { return refused }), Timeout: time.Minute}
 		require.ErrorIs(t, c.Do(t.Context(), http.MethodGet, server, nil, http.Header{}).Err, refused)
 		require.Zero(t, asked.Load())
 	})
 	t.Run("a redirect does not get round it", func(t *testing.T) {
 		redirector := testhttp.NewServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, server, http.StatusFound) }))
-		c := Client{HTTP: NewClient(time.Second, publicaddr.Control), Timeout: time.Second}
+		c := Client{HTTP: NewClient(time.Minute, publicaddr.Control), Timeout: time.Minute}
 		transport := c.HTTP.Transport.(*http.Transport)
 		dial := transport.DialContext
 		transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {

@@ -42,16 +42,19 @@ func TestIssuersAreFetchedOnceForAllLeaves(t *testing.T) {
 	right := testCA().Issuer
 	s := has(testCA().Root, right)
 	get := s.get
+	var askers sync.WaitGroup
 	s.get = func(ctx context.Context) ([]*x509.Certificate, error) {
-		time.Sleep(10 * time.Millisecond)
+		askers.Wait() // so that all of them come while it is on its way
 		return get(ctx)
 	}
 	o := stapletest.LeafOptions{Key: testCA().Leaf(stapletest.LeafOptions{}).PrivateKey.(crypto.Signer)}
 	leaf := testCA().Leaf(o).Leaf
 	require.Empty(t, b.Known(testURL, leaf))
 	var wg sync.WaitGroup
+	askers.Add(20)
 	for range 20 {
 		wg.Go(func() {
+			askers.Done()
 			for range 25 {
 				got, err := b.Get(t.Context(), testURL, testCA().Leaf(o).Leaf, s.certificates)
 				if err != nil || len(got) != 1 || !got[0].Equal(right) {

@@ -217,6 +217,6 @@ func TestIntern(t *testing.T) {
 			interned.Lock()
 			defer interned.Unlock()
 			return len(interned.certs) == 0
-		}, 10*time.Second, time.Millisecond)
+		}, time.Minute, time.Millisecond)
 	})
 }

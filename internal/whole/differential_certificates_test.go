@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/world"
 	"github.com/go-staple/staple/stapletest"
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/ocsp"
@@ -133,9 +134,7 @@ func newBatch(t *testing.T, d *draw, warm bool) *batch {
 			_, err := callback.GetCertificate(&tls.ClientHelloInfo{})
 			must(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		must(b.stapler.Wait(ctx))
+		must(b.stapler.Wait(world.Soon(t)))
 	}
 	return b
 }

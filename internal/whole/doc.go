@@ -28,6 +28,7 @@
 //	go test ./internal/whole -timeout 0 -run '^TestDifferential$' -pairs 200000 -seed 2
 //	go test ./internal/whole -run '^TestDifferential$' -seed 2 -pair 4711 # one pair, to reproduce a finding
 //	go test ./internal/whole -run '^TestAMillion' -exhaustive # a million certificates in place of 30,000
+//	go test ./internal/whole -run '^(TestTenThousand|TestBlip)' -exhaustive # as many, in place of half
 //
 // The flags must come after the package's path. With -short or -race the year is a month, and there are
 // fewer certificates. STAPLE_REQUIRE_PEERS=1 makes tests fail that lack a

@@ -51,7 +51,7 @@ func startPeer(t *testing.T, port, path string, args ...string) {
 	cmd := exec.CommandContext(t.Context(), path, args...)
 	cmd.Stdout, cmd.Stderr = &said, &said
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // and its children end, too
-	cmd.WaitDelay = 5 * time.Second
+	cmd.WaitDelay = time.Minute
 	require.NoError(t, cmd.Start())
 	ended := make(chan struct{})
 	go func() {
@@ -59,7 +59,7 @@ func startPeer(t *testing.T, port, path string, args ...string) {
 		_ = cmd.Wait()
 	}()
 	t.Cleanup(func() { <-ended })
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
+	for soon := world.Soon(t); soon.Err() == nil; {
 		conn, err := net.Dial("tcp", "127.0.0.1:"+port)
 		if err == nil {
 			conn.Close()

@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -302,10 +301,13 @@ func TestTinyproxyFromTheClient(t *testing.T) {
 func TestAHungHostCostsOthersNothingOnSockets(t *testing.T) {
 	w := world.New(t)
 	w.Responder.Set(nil, stapletest.Answer{Delay: 10 * time.Millisecond})
-	var hung atomic.Int32
+	var hanging, most atomic.Int32
 	dead := testhttp.ServeRaw(t, func(conn net.Conn) {
-		hung.Add(1)
-		_, _ = io.Copy(io.Discard, conn)
+		if n := hanging.Add(1); n > most.Load() {
+			most.Store(n)
+		}
+		defer hanging.Add(-1)
+		testhttp.Hangs(conn)
 	})
 	live := testhttp.NewServer(t, w.Responder)
 	s := w.Stapler(overSockets)
@@ -314,7 +316,6 @@ func TestAHungHostCostsOthersNothingOnSockets(t *testing.T) {
 	for i := range 1000 {
 		certs = append(certs, w.Leaf(world.Names(fmt.Sprint(i, ".example.com")), world.SameKey(key), world.Responders([]string{dead, live}[i%2])))
 	}
-	began := time.Now()
 	config := s.TLSConfig(&tls.Config{Certificates: certs})
 	var served int
 	for c := range s.Certificates() {
@@ -323,10 +324,9 @@ func TestAHungHostCostsOthersNothingOnSockets(t *testing.T) {
 			served++
 		}
 	}
-	took := time.Since(began)
 	require.Equal(t, 500, served)
-	t.Logf("500 certificates at the live host took %v, while %d requests hung at the dead one", took, hung.Load())
-	require.Less(t, took, 10*time.Second, "nothing waited for the dead host")
-	require.Positive(t, hung.Load())
+	t.Logf("while 500 certificates at the live host were stapled, at most %d requests at once hung at the dead one", most.Load())
+	require.Positive(t, most.Load())
+	require.Less(t, most.Load(), int32(16), "all workers")
 	runtime.KeepAlive(config)
 }

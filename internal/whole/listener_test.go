@@ -1,7 +1,6 @@
 package whole
 
 import (
-	"context"
 	"crypto/tls"
 	"io"
 	"log/slog"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/go-staple/staple"
 	"github.com/go-staple/staple/internal/testhttp"
+	"github.com/go-staple/staple/internal/world"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
@@ -30,8 +30,7 @@ func TestAPlainListenerStaples(t *testing.T) {
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", stapler.TLSConfig(&tls.Config{Certificates: []tls.Certificate{cert}}))
 	require.NoError(t, err)
 	defer testhttp.Serve(listener, func(conn net.Conn) { _, _ = io.Copy(conn, conn) })()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
+	ctx := world.Soon(t)
 	require.NoError(t, stapler.Wait(ctx))
 
 	visit := func(name string, version uint16) (tls.ConnectionState, error) {

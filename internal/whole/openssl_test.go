@@ -88,9 +88,7 @@ func (w walkthrough) read(t *testing.T, name string) string {
 // run runs openssl and returns what it printed.
 func (w walkthrough) run(t *testing.T, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, w.openssl, args...)
+	cmd := exec.CommandContext(world.Soon(t), w.openssl, args...)
 	cmd.Dir = w.dir
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "openssl %s\n%s", strings.Join(args, " "), out)

@@ -1,7 +1,6 @@
 package whole
 
 import (
-	"context"
 	"crypto/tls"
 	"encoding/pem"
 	"fmt"
@@ -44,17 +43,24 @@ func TestTenProcessesMakeOneRequestForEachCertificate(t *testing.T) {
 		}
 		require.NoError(t, os.WriteFile(filepath.Join(dir, fmt.Sprint(i, ".pem")), chain, 0o600))
 	}
+	began := time.Now()
 	var wg sync.WaitGroup
 	for range processes {
 		wg.Go(func() {
-			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.timeout=60s")
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$")
 			cmd.Env = append(os.Environ(), processDir+"="+dir)
 			out, err := cmd.CombinedOutput()
 			require.NoError(t, err, "%s", out)
 		})
 	}
 	wg.Wait()
-	require.Len(t, w.Responder.Requests(nil), certificates)
+	asked := make(map[string]bool)
+	for _, r := range w.Responder.Requests(nil) {
+		// On a machine so busy that somebody has a lock for longer than its lease, others go on without.
+		require.True(t, !asked[r.Serial.String()] || r.Time.Sub(began) > lease, "asked twice, though no lock has ended")
+		asked[r.Serial.String()] = true
+	}
+	require.Len(t, asked, certificates)
 	left, err := filepath.Glob(filepath.Join(dir, "cache", world.TempPrefix+"*"))
 	require.NoError(t, err)
 	require.Empty(t, left, "locks or temporary files are left")
@@ -76,8 +82,7 @@ func oneOfTen(t *testing.T, dir string) {
 	s := &staple.Stapler{Cache: staple.DirCache(filepath.Join(dir, "cache"))}
 	defer s.Close()
 	config := s.TLSConfig(&tls.Config{Certificates: certs})
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Second)
-	defer cancel()
+	ctx := world.Soon(t)
 	require.NoError(t, s.Wait(ctx))
 	for c := range s.Certificates() {
 		require.NoError(t, c.Wait(ctx))

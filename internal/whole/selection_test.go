@@ -1,13 +1,13 @@
 package whole
 
 import (
-	"context"
 	"crypto"
 	"crypto/tls"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -102,13 +102,12 @@ func TestCertificatesComeAndGoWhileOthersAreServed(t *testing.T) {
 	w.Add(s, w.Leaf(world.Names("stays.example.com"), world.SameKey(key)))
 	config := s.TLSConfig(nil)
 	hello := world.Hello(t, w.Client("stays.example.com"))
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	var wg sync.WaitGroup
+	var coming, serving sync.WaitGroup
+	var done atomic.Bool
 	for i := range 4 {
 		own := w.Leaf(world.Names(fmt.Sprintf("n%d.example.com", i), fmt.Sprintf("*.n%d.example.com", i), "shared.example.com"), world.SameKey(key))
-		wg.Go(func() {
-			for ctx.Err() == nil {
+		coming.Go(func() {
+			for range 1000 {
 				c, err := s.Add(own)
 				require.NoError(t, err)
 				for _, name := range own.Leaf.DNSNames[:2] {
@@ -121,8 +120,8 @@ func TestCertificatesComeAndGoWhileOthersAreServed(t *testing.T) {
 				c.Remove()
 			}
 		})
-		wg.Go(func() {
-			for ctx.Err() == nil {
+		serving.Go(func() {
+			for !done.Load() {
 				for _, name := range []string{"stays.example.com", "shared.example.com", "x.n1.example.com", ""} {
 					any := *hello
 					any.ServerName = name
@@ -135,7 +134,9 @@ func TestCertificatesComeAndGoWhileOthersAreServed(t *testing.T) {
 			}
 		})
 	}
-	wg.Wait()
+	coming.Wait()
+	done.Store(true)
+	serving.Wait()
 	require.Len(t, slices.Collect(s.Certificates()), 1)
 }
 
