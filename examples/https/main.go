@@ -24,6 +24,8 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"regexp"
+	"strings"
 	"syscall"
 	"time"
 
@@ -143,8 +145,8 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	if caFile == "" {
 		out.Printf("  openssl s_client -connect %s -status </dev/null", target)
 	} else {
-		out.Printf("  openssl s_client -connect %s -CAfile %s -status </dev/null", target, caFile)
-		out.Printf("  curl --cacert %s --cert-status https://%s/", caFile, target)
+		out.Printf("  openssl s_client -connect %s -CAfile %s -status </dev/null", target, shellWord(caFile))
+		out.Printf("  curl --cacert %s --cert-status https://%s/", shellWord(caFile), target)
 	}
 	select {
 	case <-ctx.Done():
@@ -233,6 +235,16 @@ func shutdown(server *http.Server) {
 	if server.Shutdown(ctx) != nil {
 		server.Close()
 	}
+}
+
+var plainWord = regexp.MustCompile(`^[\w./:,@%+=-]+$`)
+
+// shellWord returns text as a shell takes it for one word, in quotes if need be.
+func shellWord(text string) string {
+	if plainWord.MatchString(text) {
+		return text
+	}
+	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
 }
 
 // reachable returns a host and port where a client on this machine reaches addr.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/crypto/ocsp"
@@ -196,9 +198,9 @@ func TestOnceFails(t *testing.T) {
 	}
 }
 
-func TestServesUntilInterrupted(t *testing.T) {
+// serve runs the program, without flags, until it serves. It returns what was printed till then, and what interrupts it.
+func serve(t *testing.T) (output string, stop func()) {
 	ctx, interrupt := context.WithCancel(t.Context())
-	defer interrupt()
 	r, w := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
@@ -206,28 +208,24 @@ func TestServesUntilInterrupted(t *testing.T) {
 		w.Close()
 		ended <- err
 	}()
-	match := make(chan []string, 1)
-	go func() {
-		var output strings.Builder
-		pattern := regexp.MustCompile(`(?s)shown at (\S+)\n.*curl --cacert (\S+) --cert-status (\S+)\n`)
-		buf := make([]byte, 4096)
-		for {
-			n, err := r.Read(buf)
-			output.Write(buf[:n])
-			if m := pattern.FindStringSubmatch(output.String()); m != nil {
-				match <- m
-				io.Copy(io.Discard, r)
-				return
-			}
-			if err != nil {
-				close(match)
-				return
-			}
-		}
-	}()
-	m := <-match
-	require.NotNil(t, m, "it says where the CA's certificate is, and the URL")
-	status, caFile, url := m[1], m[2], m[3]
+	buf := make([]byte, 4096)
+	for !regexp.MustCompile(`\n  curl .+\n`).MatchString(output) {
+		n, err := r.Read(buf)
+		output += string(buf[:n])
+		require.NoError(t, err, output)
+	}
+	go io.Copy(io.Discard, r)
+	return output, func() {
+		interrupt()
+		require.NoError(t, <-ended)
+	}
+}
+
+func TestServesUntilInterrupted(t *testing.T) {
+	output, stop := serve(t)
+	m := regexp.MustCompile(`(?s)shown at (\S+)\n.*curl --cacert (.+) --cert-status (\S+)\n`).FindStringSubmatch(output)
+	require.NotNil(t, m, "it says where the CA's certificate is, and the URL: %s", output)
+	status, caFile, url := m[1], strings.Trim(m[2], "'"), m[3]
 
 	data, err := os.ReadFile(caFile)
 	require.NoError(t, err)
@@ -237,7 +235,7 @@ func TestServesUntilInterrupted(t *testing.T) {
 		RootCAs:          roots,
 		VerifyConnection: new(staple.ResponseVerifier).VerifyConnection,
 	}}
-	response, err := (&http.Client{Transport: transport, Timeout: 10 * time.Second}).Get(url)
+	response, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Get(url)
 	require.NoError(t, err)
 	body, err := io.ReadAll(response.Body)
 	response.Body.Close()
@@ -255,9 +253,27 @@ func TestServesUntilInterrupted(t *testing.T) {
 	require.Contains(t, string(body), "localhost")
 	require.Contains(t, string(body), "1 certificate")
 
-	interrupt()
-	require.NoError(t, <-ended)
+	stop()
 	require.NoFileExists(t, caFile)
+}
+
+func TestPrintedCommandsCanBePasted(t *testing.T) {
+	sh := peer.Need(t, "sh")
+	odd := filepath.Join(t.TempDir(), "it's a folder; $HOME")
+	require.NoError(t, os.Mkdir(odd, 0o700))
+	t.Setenv("TMPDIR", odd)
+	output, stop := serve(t)
+	defer stop()
+	commands := regexp.MustCompile(`(?m)^  ((openssl|curl) .+)$`).FindAllStringSubmatch(output, -1)
+	require.Len(t, commands, 2)
+	for _, m := range commands {
+		t.Run(m[2], func(t *testing.T) {
+			peer.Need(t, m[2])
+			text, err := exec.Command(sh, "-c", m[1]).CombinedOutput()
+			require.NoError(t, err, "%s\n%s", m[1], text)
+			require.Regexp(t, "Verify return code: 0 \\(ok\\)|stapled: true", string(text))
+		})
+	}
 }
 
 // Without a staple it serves all the same, and says why there is none.

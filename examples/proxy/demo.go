@@ -14,6 +14,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 
 	"github.com/go-staple/staple"
 	"github.com/go-staple/staple/stapletest"
@@ -74,7 +76,7 @@ func demonstrate(ctx context.Context, p *proxy, listener, admin net.Listener, on
 		stop()
 		return errors.Join(err, <-served)
 	}
-	fmt.Fprintf(stdout, "to try it:\n  curl --cacert %s --cert-status %s\n", caFile, target)
+	fmt.Fprintf(stdout, "to try it:\n  curl --cacert %s --cert-status %s\n", shellWord(caFile), target)
 	fmt.Fprintf(stdout, "  curl http://%s/\n", admin.Addr())
 	fmt.Fprintf(stdout, "and in a browser http://%s/staples/\n", admin.Addr())
 	fmt.Fprintf(stdout, "put certificates with their keys into %s, change and remove them\n", p.certs)
@@ -115,6 +117,16 @@ func request(ctx context.Context, target, addr string, roots *x509.CertPool, std
 	fmt.Fprintf(stdout, "%s", body)
 	fmt.Fprintf(stdout, "stapled: good, with %d bytes of OCSP response\n", len(resp.TLS.OCSPResponse))
 	return nil
+}
+
+var plainWord = regexp.MustCompile(`^[\w./:,@%+=-]+$`)
+
+// shellWord returns text as a shell takes it for one word, in quotes if need be.
+func shellWord(text string) string {
+	if plainWord.MatchString(text) {
+		return text
+	}
+	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
 }
 
 // encode returns cert's chain and key in PEM.

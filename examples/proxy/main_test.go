@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -24,11 +25,12 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/peer"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
 )
 
-const patience = 30 * time.Second // for what should take a fraction of a second
+const patience = 5 * time.Minute // for what should take a fraction of a second, unless the machine is very busy
 
 // Lines are what a proxy has logged, and can be waited for.
 type lines struct {
@@ -660,6 +662,29 @@ func TestServesUntilInterrupted(t *testing.T) {
 	list, err := io.ReadAll(resp.Body)
 	require.NoError(t, err)
 	require.Regexp(t, `(?m)^localhost.pem +serving +until`, string(list))
+	interrupt()
+	require.NoError(t, <-ended)
+}
+
+func TestPrintedCommandsCanBePasted(t *testing.T) {
+	sh := peer.Need(t, "sh")
+	peer.Need(t, "curl")
+	odd := filepath.Join(t.TempDir(), "it's a folder; $HOME")
+	require.NoError(t, os.Mkdir(odd, 0o700))
+	t.Setenv("TMPDIR", odd)
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+	out := newLines()
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx, nil, out) }()
+	out.await(t, 1, "curl http://")
+	commands := regexp.MustCompile(`(?m)^  (curl .+)$`).FindAllStringSubmatch(strings.Join(out.with(), ""), -1)
+	require.Len(t, commands, 2)
+	for _, m := range commands {
+		text, err := exec.Command(sh, "-c", m[1]).CombinedOutput()
+		require.NoError(t, err, "%s\n%s", m[1], text)
+		require.Regexp(t, `the backend for localhost|(?m)^localhost.pem +serving`, string(text))
+	}
 	interrupt()
 	require.NoError(t, <-ended)
 }
