@@ -77,7 +77,7 @@ func startBrowser(t *testing.T, flags ...string) *browser {
 		go func() { exited <- cmd.Wait() }()
 		select {
 		case <-exited:
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			cmd.Process.Kill()
 			<-exited
 		}

@@ -360,45 +360,47 @@ func TestResponsesThatResponseVerifierDoesNotTake(t *testing.T) {
 }
 
 func TestAResponseThatCameWithTheCertificate(t *testing.T) {
-	w := newWorld(t)
-	cert := w.ca.Leaf(stapletest.LeafOptions{Names: []string{"a.example"}, OmitIssuer: true, Responders: []string{"http://ocsp.test/"}})
-	cert.OCSPStaple = w.responder.Response(cert.Leaf)
-	c, err := w.stapler.Add(cert)
-	require.NoError(t, err)
-	for c.Status().Err == nil { // there is no issuer to ask about
-		time.Sleep(time.Millisecond)
-	}
-	h := &Handler{Stapler: w.stapler}
-	_, body := get(t, h, "/")
-	require.Contains(t, body, "Came with the certificate")
-	d := detailOf(t, h, c)
-	require.Equal(t, []string{"failing", "good"}, []string{d.State, d.Response.Status})
-	require.Zero(t, d.Expires)
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		cert := w.ca.Leaf(stapletest.LeafOptions{Names: []string{"a.example"}, OmitIssuer: true, Responders: []string{"http://ocsp.test/"}})
+		cert.OCSPStaple = w.responder.Response(cert.Leaf)
+		c, err := w.stapler.Add(cert)
+		require.NoError(t, err)
+		synctest.Wait()
+		require.Error(t, c.Status().Err, "there is no issuer to ask about")
+		h := &Handler{Stapler: w.stapler}
+		_, body := get(t, h, "/")
+		require.Contains(t, body, "Came with the certificate")
+		d := detailOf(t, h, c)
+		require.Equal(t, []string{"failing", "good"}, []string{d.State, d.Response.Status})
+		require.Zero(t, d.Expires)
+	})
 }
 
 func TestAResponseThatHasEndedIsStillDecoded(t *testing.T) {
 	for name, delegated := range map[string]bool{"direct": false, "delegated": true} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t)
-			delegate := w.ca.Delegate(stapletest.DelegateOptions{CommonName: "Responder 7"})
-			want := w.ca.Issuer.Subject.String()
-			answer := stapletest.Answer{Age: 7*day - 2*time.Second}
-			if delegated {
-				want = "CN=Responder 7"
-				answer.Signer = delegate
-				answer.Embed = []*x509.Certificate{w.ca.Issuer, delegate.Certificate} // which x/crypto/ocsp does not read
-			}
-			c := w.add(staplesOf("a.example"), answer)
-			w.settle()
-			require.NotEmpty(t, c.TLS().OCSPStaple)
-			w.turn(c, unavailable())
-			for c.Status().Stapled {
-				time.Sleep(10 * time.Millisecond)
-			}
-			d := detailOf(t, &Handler{Stapler: w.stapler}, c)
-			require.Equal(t, "unstapled", d.State)
-			require.Empty(t, d.Response.Error)
-			require.Equal(t, want, d.Response.Signer)
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				delegate := w.ca.Delegate(stapletest.DelegateOptions{CommonName: "Responder 7"})
+				want := w.ca.Issuer.Subject.String()
+				answer := stapletest.Answer{Age: 6 * day}
+				if delegated {
+					want = "CN=Responder 7"
+					answer.Signer = delegate
+					answer.Embed = []*x509.Certificate{w.ca.Issuer, delegate.Certificate} // which x/crypto/ocsp does not read
+				}
+				c := w.add(staplesOf("a.example"), answer)
+				w.settle()
+				require.NotEmpty(t, c.TLS().OCSPStaple)
+				w.turn(c, unavailable())
+				time.Sleep(day + time.Minute)
+				require.False(t, c.Status().Stapled)
+				d := detailOf(t, &Handler{Stapler: w.stapler}, c)
+				require.Equal(t, "unstapled", d.State)
+				require.Empty(t, d.Response.Error)
+				require.Equal(t, want, d.Response.Signer)
+			})
 		})
 	}
 }

@@ -108,7 +108,7 @@ func (s *site) serve(t *testing.T) {
 
 // visit makes a handshake with the site. The client verifies a staple, if there is one.
 func (s *site) visit(t *testing.T) (leaf *x509.Certificate, stapled []byte, err error) {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	dialer := tls.Dialer{Config: &tls.Config{
 		RootCAs: s.ca.Roots(), ServerName: name, VerifyConnection: new(staple.ResponseVerifier).VerifyConnection,
@@ -136,7 +136,7 @@ func (s *site) visitUntilStapled(t *testing.T) (leaf *x509.Certificate) {
 		leaf, stapled, err = s.visit(t)
 		require.NoError(t, err)
 		return len(stapled) > 0
-	}, 20*time.Second, 10*time.Millisecond)
+	}, 2*time.Minute, 10*time.Millisecond)
 	s.requireGood(t, leaf, stapled)
 	return leaf
 }

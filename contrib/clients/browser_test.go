@@ -259,7 +259,7 @@ func runFirefox(t *testing.T, l *lab) (version string, cells []string) {
 		require.NoError(t, r.call("browsingContext.create", map[string]any{"type": "tab"}, &tab))
 		err := r.call("browsingContext.navigate", map[string]any{"context": tab.Context, "url": server.url(), "wait": "complete"}, nil)
 		var page struct{ Result struct{ Value string } }
-		for end := time.Now().Add(20 * time.Second); page.Result.Value == "" && time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		for end := time.Now().Add(2 * time.Minute); page.Result.Value == "" && time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 			_ = r.call("script.evaluate", map[string]any{"expression": firefoxPage,
 				"target": map[string]any{"context": tab.Context}, "awaitPromise": false}, &page)
 		}

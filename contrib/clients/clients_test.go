@@ -166,7 +166,7 @@ func newLab(t *testing.T) *lab {
 			stapler.Fetcher = &staple.HTTPFetcher{Client: i.responder.Client()}
 		}
 		config := stapler.TLSConfig(&tls.Config{Certificates: []tls.Certificate{leaf}, NextProtos: []string{"h2", "http/1.1"}})
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		require.NoError(t, stapler.Wait(ctx))
 		for c := range stapler.Certificates() {

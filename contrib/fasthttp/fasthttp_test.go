@@ -38,7 +38,7 @@ func newWorld(t *testing.T) *world {
 	w.stapler = &staple.Stapler{Fetcher: &staple.HTTPFetcher{Client: w.responder.Client()}, Logger: quiet, StapleRevoked: true}
 	t.Cleanup(func() { w.stapler.Close() })
 	w.config = w.stapler.TLSConfig(&tls.Config{Certificates: []tls.Certificate{w.cert}})
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	require.NoError(t, w.stapler.Wait(ctx))
 	return w
@@ -95,7 +95,7 @@ func get(t *testing.T, addr string, config *tls.Config) (stapled []byte, err err
 	}
 	client := &fasthttp.HostClient{Addr: addr, IsTLS: true, TLSConfig: config, MaxIdemponentCallAttempts: 1}
 	defer client.CloseIdleConnections()
-	status, body, err := client.GetTimeout(nil, "https://localhost/", 20*time.Second)
+	status, body, err := client.GetTimeout(nil, "https://localhost/", 2*time.Minute)
 	if err != nil {
 		return nil, err
 	}

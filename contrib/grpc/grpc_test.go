@@ -57,7 +57,7 @@ func call(t *testing.T, addr string, client *tls.Config) ([]byte, error) {
 	require.NoError(t, err)
 	defer conn.Close()
 	var p peer.Peer
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if _, err := healthpb.NewHealthClient(conn).Check(ctx, new(healthpb.HealthCheckRequest), grpc.Peer(&p)); err != nil {
 		return nil, err
@@ -96,7 +96,7 @@ func (w *world) stapler(t *testing.T) *staple.Stapler {
 }
 
 func wait(t *testing.T, s *staple.Stapler) {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	require.NoError(t, s.Wait(ctx))
 }
@@ -152,7 +152,7 @@ func TestGetConfigForClientIsStapled(t *testing.T) {
 	require.Eventually(t, func() bool {
 		_, err := call(t, addr, w.client)
 		return err == nil
-	}, 20*time.Second, 10*time.Millisecond)
+	}, 2*time.Minute, 10*time.Millisecond)
 }
 
 func TestCredentialsMadeFromACertificateDoNotStaple(t *testing.T) {

@@ -42,7 +42,7 @@ func newWorld(t *testing.T) *world {
 }
 
 func (w *world) wait(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	require.NoError(t, w.stapler.Wait(ctx))
 }
@@ -57,7 +57,7 @@ func (w *world) get(t *testing.T, addr string) (*tls.ConnectionState, error) {
 }
 
 func get(t *testing.T, transport *http3.Transport, addr string) (*tls.ConnectionState, error) {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, "GET", "https://"+addr, nil)
 	require.NoError(t, err)
@@ -177,6 +177,6 @@ func TestListenAndServeTLSWithFilesDoesNotStaple(t *testing.T) {
 	require.Eventually(t, func() bool { // it listens a moment later
 		cs, err = get(t, transport, addr)
 		return err == nil
-	}, 20*time.Second, 10*time.Millisecond)
+	}, 2*time.Minute, 10*time.Millisecond)
 	require.Empty(t, cs.OCSPResponse)
 }

@@ -414,8 +414,8 @@ func TestARedisThatDoesNotAnswerDelaysNobodyForLong(t *testing.T) {
 			runtime.KeepAlive(config)
 			t.Logf("TLSConfig took %s, the last of %d first staples %s, with %d goroutines more than before", took, len(certs), all,
 				runtime.NumGoroutine()-before)
-			require.Less(t, took, 5*time.Second)
-			require.Less(t, all, 20*time.Second) // 100 certificates, 16 at a time, three calls each, would take ten
+			require.Less(t, took, patience)
+			require.Less(t, all, patience)
 
 			// Several who try for long leave few goroutines behind.
 			var wg sync.WaitGroup
@@ -433,10 +433,10 @@ func TestARedisThatDoesNotAnswerDelaysNobodyForLong(t *testing.T) {
 			start = time.Now()
 			_, err := cache.Get(t.Context(), "key")
 			require.Error(t, err)
-			require.Less(t, time.Since(start), 5*time.Second)
+			require.Less(t, time.Since(start), patience)
 			start = time.Now()
 			require.NoError(t, s.Close())
-			require.Less(t, time.Since(start), 10*time.Second)
+			require.Less(t, time.Since(start), patience)
 			silent.end()
 			require.NoError(t, client.Close())
 			require.Eventually(t, func() bool { return cache.stuck.Load() == 0 }, patience, 10*time.Millisecond)
