@@ -1,17 +1,23 @@
 package staple
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode"
 	"unsafe"
 
 	"github.com/go-staple/staple/internal/exchange"
@@ -318,4 +324,112 @@ func TestAHostIsOnePortOfIt(t *testing.T) {
 	} {
 		require.Equal(t, schedule.Source{Host: host, URL: url}, sourceOf(url), "%q", url)
 	}
+}
+
+// FuzzFetch has a responder that says first on the first connection and then on all others, and perhaps goes on saying the
+// end of it. Whatever that is, it costs little to read, and what comes of it is a response or a decent error.
+func FuzzFetch(f *testing.F) {
+	ca := faultsCA()
+	leaf := ca.Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example/path"}}).Leaf
+	der := string(stapletest.NewResponder(ca).Response(leaf))
+	sized := func(header, body string) string {
+		return fmt.Sprintf("%s\r\nContent-Length: %d\r\n\r\n%s", header, len(body), body)
+	}
+	good := sized("HTTP/1.1 200 OK", der)
+	var compressed bytes.Buffer
+	z := gzip.NewWriter(&compressed)
+	z.Write([]byte(der))
+	z.Close()
+	for _, first := range []string{
+		good,
+		"HTTP/1.0 200 OK\r\n\r\n" + der,
+		fmt.Sprintf("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x;a=b\r\n%s\r\n%x\r\n%s\r\n0\r\nX: y\r\n\r\n", 9, der[:9], len(der)-9, der[9:]),
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n",
+		sized("HTTP/1.1 200 OK\r\nContent-Encoding: gzip", compressed.String()),
+		sized("HTTP/1.1 200 OK", "<html>\x1b[2J\u202e"),
+		sized("HTTP/1.1 200 OK", ""),
+		sized("HTTP/1.1 200 OK", string(ocsp.TryLaterErrorResponse)),
+		sized("HTTP/1.1 200 OK", string(ocsp.UnauthorizedErrorResponse)),
+		sized("HTTP/1.1 400 No", string(ocsp.MalformedRequestErrorResponse)),
+		"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n" + der,
+		"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n" + der,
+		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n" + der,
+		sized("HTTP/1.1 404 Not Found\r\nRetry-After: 60", "no"),
+		sized("HTTP/1.1 429 No\r\nRetry-After: 99999999999999999999", ""),
+		sized("HTTP/1.1 503 No\r\nRetry-After: Fri, 31 Dec 9999 23:59:59 GMT", ""),
+		sized("HTTP/1.1 503 No\r\nRetry-After: -5", ""),
+		sized("HTTP/1.1 500 \x1b[31m\r\nContent-Type: a\tb", ""),
+		"HTTP/1.1 302 Found\r\nLocation: /again\r\n\r\n",
+		"HTTP/1.1 307 Found\r\nLocation: https://user:secret@elsewhere.example/#x\r\n\r\n",
+		"HTTP/1.1 308 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
+		"HTTP/1.1 302 Found\r\nLocation: http://[::1%25\u202e]:99999/\r\n\r\n",
+		"HTTP/1.1 301 Found\r\n\r\n",
+		"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + good,
+		"HTTP/1.1 103 Early Hints\r\n\r\n",
+		"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n" + der,
+		"HTTP/1.1 200 OK\r\nX: y\r\n",
+		"HTTP/1.1 999\r\n\r\n",
+		"HTTP/2.0 200 OK\r\n\r\n",
+		"SSH-2.0-OpenSSH_9.9\r\n",
+		"",
+	} {
+		f.Add([]byte(first), []byte(good), false)
+		f.Add([]byte(first), []byte(first), true)
+	}
+	f.Fuzz(func(t *testing.T, first, then []byte, endless bool) {
+		var connections, read atomic.Int64
+		dial := testhttp.Piped(t, func(conn net.Conn) {
+			says := then
+			if connections.Add(1) == 1 {
+				says = first
+			}
+			_, err := conn.Write(says)
+			for end := says[max(0, len(says)-1000):]; endless && len(end) > 0 && err == nil; {
+				_, err = conn.Write(bytes.Repeat(end, 1+1000/len(end)))
+			}
+		})
+		client := exchange.NewClient(20*time.Second, nil)
+		defer client.CloseIdleConnections()
+		client.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dial(ctx, network, addr)
+			return countedConn{conn, &read}, err
+		}
+		response, err := (&HTTPFetcher{Client: client}).Fetch(t.Context(), &Request{Leaf: leaf, Issuer: ca.Issuer})
+		// GET and POST with two hashes, each with three redirects.
+		require.LessOrEqual(t, connections.Load(), int64(4*4))
+		require.LessOrEqual(t, read.Load(), connections.Load()*1<<20)
+		if err == nil {
+			require.LessOrEqual(t, len(response), defaultMaxResponseSize)
+			var outer asn1.RawValue
+			rest, err := asn1.Unmarshal(response, &outer)
+			require.NoError(t, err)
+			require.Empty(t, rest)
+			require.Equal(t, asn1.TagSequence, outer.Tag)
+			require.True(t, bytes.HasPrefix(outer.Bytes, []byte{asn1.TagEnum, 1, 0}) && len(outer.Bytes) > 3, "%x", response)
+			return
+		}
+		require.Nil(t, response)
+		text := err.Error()
+		require.True(t, strings.HasPrefix(text, `staple: "http://ocsp.example/path": `), "%q", text)
+		require.False(t, strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }), "%q", text)
+		require.Less(t, len(text), 7000) // 2000 runes that are replaced by U+FFFD
+		answers := answersIn(err)
+		require.Len(t, answers, 1)
+		require.Equal(t, "http://ocsp.example/path", answers[0].URL)
+		require.Contains(t, []schedule.Fault{schedule.Host, schedule.CA, schedule.URL, schedule.Certificate}, answers[0].Fault)
+		require.GreaterOrEqual(t, answers[0].RetryAfter, time.Duration(0))
+		require.LessOrEqual(t, answers[0].RetryAfter, 7*24*time.Hour)
+	})
+}
+
+// A countedConn counts what is read from it.
+type countedConn struct {
+	net.Conn
+	read *atomic.Int64
+}
+
+func (c countedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.read.Add(int64(n))
+	return n, err
 }
