@@ -23,27 +23,38 @@ import (
 	"golang.org/x/crypto/ocsp"
 )
 
-// A chained is a good response about a leaf, as a responder sends it that embeds its whole chain.
-type chained struct {
-	signer *stapletest.Signer
-	at     time.Time
+// A talker is a world whose responder embeds more than it need, and says the same of a leaf each time.
+type talker struct {
+	*world.World
+	leaf     tls.Certificate
+	delegate *stapletest.Signer
+	at       time.Time
+	der      []byte // what it says
+	trimmed  []byte // what a ResponseVerifier makes of it
 }
 
-// der is the response, behind whose signer others are embedded.
-func (c chained) der(ca *stapletest.CA, leaf *x509.Certificate, others ...*x509.Certificate) []byte {
-	r := stapletest.NewResponse(ca, leaf)
-	r.Signer, r.ProducedAt, r.Singles[0].ThisUpdate, r.Singles[0].NextUpdate = c.signer, c.at, c.at, c.at.Add(7*world.Day)
-	r.Certificates = append([]*x509.Certificate{c.signer.Certificate}, others...)
+func newTalker(t *testing.T) *talker {
+	w := world.New(t)
+	k := &talker{World: w, leaf: w.Leaf(), delegate: w.CA.Delegate(stapletest.DelegateOptions{}), at: time.Now()}
+	k.der = k.embedding(w.CA.Issuer)
+	k.says(k.der)
+	r, _, err := new(staple.ResponseVerifier).Verify(k.der, k.leaf.Leaf, w.CA.Issuer, k.at)
+	require.NoError(t, err)
+	require.Less(t, len(r.Raw), len(k.der))
+	k.trimmed = r.Raw
+	return k
+}
+
+// embedding is the response, behind whose signer others are embedded.
+func (k *talker) embedding(others ...*x509.Certificate) []byte {
+	r := stapletest.NewResponse(k.CA, k.leaf.Leaf)
+	r.Signer, r.ProducedAt, r.Singles[0].ThisUpdate, r.Singles[0].NextUpdate = k.delegate, k.at, k.at, k.at.Add(7*world.Day)
+	r.Certificates = append([]*x509.Certificate{k.delegate.Certificate}, others...)
 	return r.DER()
 }
 
-// trimmed is what a ResponseVerifier makes of der.
-func trimmed(t *testing.T, der []byte, leaf tls.Certificate) []byte {
-	r, _, err := new(staple.ResponseVerifier).Verify(der, leaf.Leaf, world.CA().Issuer, time.Now())
-	require.NoError(t, err)
-	require.Less(t, len(r.Raw), len(der))
-	return r.Raw
-}
+// says makes the responder say something else.
+func (k *talker) says(der []byte) { k.Responder.Set(nil, stapletest.Answer{Replay: der}) }
 
 // A listed is a MemoryCache that counts what is put into it.
 type listed struct {
@@ -74,42 +85,33 @@ func (j *judge) Verify(der []byte, leaf, issuer *x509.Certificate, now time.Time
 // What is stapled, stored and shown embeds nobody but its signer.
 func TestWhatIsStapledIsTrimmed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := world.New(t)
-		cert := w.Leaf()
-		from := chained{w.CA.Delegate(stapletest.DelegateOptions{}), time.Now()}
-		der := from.der(w.CA, cert.Leaf, w.CA.Issuer, w.CA.Root)
-		want := trimmed(t, der, cert)
-		w.Responder.Set(nil, stapletest.Answer{Replay: der})
+		w := newTalker(t)
 		cache := &listed{MemoryCache: staple.NewMemoryCache()}
-		c := w.Add(w.Stapler(func(s *staple.Stapler) { s.Cache = cache }), cert)
+		c := w.Add(w.Stapler(func(s *staple.Stapler) { s.Cache = cache }), w.leaf)
 		synctest.Wait()
-		stored, err := cache.Get(t.Context(), world.CacheKey(cert.Leaf))
+		stored, err := cache.Get(t.Context(), world.CacheKey(w.leaf.Leaf))
 		require.NoError(t, err)
-		require.Equal(t, want, stored)
-		require.Equal(t, want, c.TLS().OCSPStaple)
-		require.Equal(t, want, c.Response())
+		require.Equal(t, w.trimmed, stored)
+		require.Equal(t, w.trimmed, c.TLS().OCSPStaple)
+		require.Equal(t, w.trimmed, c.Response())
 
-		carrying := cert
-		carrying.OCSPStaple = der
+		carrying := w.leaf
+		carrying.OCSPStaple = w.der
 		c, err = w.Stapler().Add(carrying)
 		require.NoError(t, err)
 		synctest.Wait()
-		require.Equal(t, want, c.TLS().OCSPStaple, "one that comes with the certificate")
+		require.Equal(t, w.trimmed, c.TLS().OCSPStaple, "one that comes with the certificate")
 	})
 }
 
 // The same answer costs one verification, whatever is trimmed away from it, and one that says the same is nothing new.
 func TestTheSameAnswerIsVerifiedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := world.New(t)
-		cert := w.Leaf()
-		from := chained{w.CA.Delegate(stapletest.DelegateOptions{}), time.Now()}
-		der := from.der(w.CA, cert.Leaf, w.CA.Issuer)
-		w.Responder.Set(nil, stapletest.Answer{Replay: der})
+		w := newTalker(t)
 		v := new(judge)
 		cache := &listed{MemoryCache: staple.NewMemoryCache()}
 		s := w.Stapler(func(s *staple.Stapler) { s.Verifier, s.Cache = v, cache })
-		c := w.Add(s, cert)
+		c := w.Add(s, w.leaf)
 		synctest.Wait()
 		stapled := c.TLS().OCSPStaple
 		require.EqualValues(t, 2, v.calls.Load(), "the answer, and what is left of it")
@@ -122,9 +124,9 @@ func TestTheSameAnswerIsVerifiedOnce(t *testing.T) {
 			require.EqualValues(t, 1, cache.puts.Load())
 		}
 		refresh(0)
-		w.Responder.Set(nil, stapletest.Answer{Replay: stapled})
+		w.says(stapled)
 		refresh(0)
-		w.Responder.Set(nil, stapletest.Answer{Replay: from.der(w.CA, cert.Leaf, w.CA.Issuer, w.CA.Root)})
+		w.says(w.embedding(w.CA.Issuer, w.CA.Root))
 		refresh(2)
 		refresh(0)
 		require.Equal(t, 1, world.Count(w.Log.Kinds(), staple.EventStapled))
@@ -134,19 +136,14 @@ func TestTheSameAnswerIsVerifiedOnce(t *testing.T) {
 // An untrimmed response in the cache counts, is stapled trimmed, and stays as it is.
 func TestAnUntrimmedResponseInTheCacheCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := world.New(t)
-		cert := w.Leaf()
-		from := chained{w.CA.Delegate(stapletest.DelegateOptions{}), time.Now()}
-		der := from.der(w.CA, cert.Leaf, w.CA.Issuer)
-		want := trimmed(t, der, cert)
+		w := newTalker(t)
 		cache := &listed{MemoryCache: staple.NewMemoryCache()}
-		require.NoError(t, cache.MemoryCache.Put(t.Context(), world.CacheKey(cert.Leaf), der))
-		w.Responder.Set(nil, stapletest.Answer{Replay: der})
+		require.NoError(t, cache.MemoryCache.Put(t.Context(), world.CacheKey(w.leaf.Leaf), w.der))
 		v := new(judge)
-		c := w.Add(w.Stapler(func(s *staple.Stapler) { s.Verifier, s.Cache = v, cache }), cert)
+		c := w.Add(w.Stapler(func(s *staple.Stapler) { s.Verifier, s.Cache = v, cache }), w.leaf)
 		for range 3 {
 			synctest.Wait()
-			require.Equal(t, want, c.TLS().OCSPStaple)
+			require.Equal(t, w.trimmed, c.TLS().OCSPStaple)
 			require.EqualValues(t, 2, v.calls.Load())
 			require.Zero(t, cache.puts.Load())
 			require.NoError(t, c.Refresh(world.Soon(t)))
@@ -155,13 +152,13 @@ func TestAnUntrimmedResponseInTheCacheCounts(t *testing.T) {
 
 		// Nor is it rewritten by one who holds it trimmed already.
 		other := &listed{MemoryCache: staple.NewMemoryCache()}
-		c = w.Add(w.Stapler(func(s *staple.Stapler) { s.Cache = other }), cert)
+		c = w.Add(w.Stapler(func(s *staple.Stapler) { s.Cache = other }), w.leaf)
 		synctest.Wait()
-		require.NoError(t, other.MemoryCache.Put(t.Context(), world.CacheKey(cert.Leaf), der))
+		require.NoError(t, other.MemoryCache.Put(t.Context(), world.CacheKey(w.leaf.Leaf), w.der))
 		require.NoError(t, c.Refresh(world.Soon(t)))
 		synctest.Wait()
 		require.EqualValues(t, 1, other.puts.Load())
-		require.Equal(t, want, c.TLS().OCSPStaple)
+		require.Equal(t, w.trimmed, c.TLS().OCSPStaple)
 	})
 }
 
@@ -197,15 +194,11 @@ func TestTheRawOfAnotherVerifier(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := world.New(t)
-				cert := w.Leaf()
-				from := chained{w.CA.Delegate(stapletest.DelegateOptions{}), time.Now()}
-				der := from.der(w.CA, cert.Leaf, w.CA.Issuer)
-				want := trimmed(t, der, cert)
-				w.Responder.Set(nil, stapletest.Answer{Replay: der})
-				c := w.Add(w.Stapler(func(s *staple.Stapler) { s.Verifier = &judge{edit: tt.edit(der, want)} }), cert)
-				if !tt.trimmed {
-					want = der
+				w := newTalker(t)
+				c := w.Add(w.Stapler(func(s *staple.Stapler) { s.Verifier = &judge{edit: tt.edit(w.der, w.trimmed)} }), w.leaf)
+				want := w.der
+				if tt.trimmed {
+					want = w.trimmed
 				}
 				require.Equal(t, want, c.TLS().OCSPStaple)
 			})
@@ -216,21 +209,16 @@ func TestTheRawOfAnotherVerifier(t *testing.T) {
 // Of a Verifier, the result's memory is its own.
 func TestAVerifierMayReuseItsMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := world.New(t)
-		cert := w.Leaf()
-		from := chained{w.CA.Delegate(stapletest.DelegateOptions{}), time.Now()}
-		der := from.der(w.CA, cert.Leaf, w.CA.Issuer)
-		want := trimmed(t, der, cert)
-		w.Responder.Set(nil, stapletest.Answer{Replay: der})
-		buffer := make([]byte, len(der))
+		w := newTalker(t)
+		buffer := make([]byte, len(w.der))
 		c := w.Add(w.Stapler(func(s *staple.Stapler) {
 			s.Verifier = &judge{edit: func(_ []byte, r *ocsp.Response) error {
 				r.Raw = buffer[:copy(buffer, r.Raw)]
 				return nil
 			}}
-		}), cert)
+		}), w.leaf)
 		clear(buffer)
-		require.Equal(t, want, c.TLS().OCSPStaple)
+		require.Equal(t, w.trimmed, c.TLS().OCSPStaple)
 	})
 }
 
