@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -329,6 +331,8 @@ func TestAHostIsOnePortOfIt(t *testing.T) {
 // FuzzFetch has a responder that says first on the first connection and then on all others, and perhaps goes on saying the
 // end of it. Whatever that is, it costs little to read, and what comes of it is a response or a decent error.
 func FuzzFetch(f *testing.F) {
+	log.SetOutput(io.Discard) // to which net/http tells what comes unasked
+	f.Cleanup(func() { log.SetOutput(os.Stderr) })
 	ca := faultsCA()
 	leaf := ca.Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example/path"}}).Leaf
 	der := string(stapletest.NewResponder(ca).Response(leaf))
