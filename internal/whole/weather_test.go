@@ -102,6 +102,21 @@ func (c *town) responder(serial *big.Int) *stapletest.Responder {
 }
 
 func (c *town) RoundTrip(req *http.Request) (*http.Response, error) {
+	r, err := question(req)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	refused := c.refused[r.SerialNumber.String()]
+	c.mu.Unlock()
+	if refused {
+		return nil, errRefused
+	}
+	return c.responder(r.SerialNumber).RoundTrip(req)
+}
+
+// question returns what is asked, by GET or POST.
+func question(req *http.Request) (*ocsp.Request, error) {
 	var der []byte
 	if req.Method == http.MethodPost {
 		body, err := req.GetBody()
@@ -113,17 +128,7 @@ func (c *town) RoundTrip(req *http.Request) (*http.Response, error) {
 		text, _ := url.PathUnescape(path.Base(req.URL.EscapedPath()))
 		der, _ = base64.StdEncoding.DecodeString(text)
 	}
-	r, err := ocsp.ParseRequest(der)
-	if err != nil {
-		return nil, err
-	}
-	c.mu.Lock()
-	refused := c.refused[r.SerialNumber.String()]
-	c.mu.Unlock()
-	if refused {
-		return nil, errRefused
-	}
-	return c.responder(r.SerialNumber).RoundTrip(req)
+	return ocsp.ParseRequest(der)
 }
 
 // add adds a certificate and returns its handle.
