@@ -30,7 +30,7 @@ func (y *year) wrong(n *int, what string, c *yearCert) {
 		faults += fmt.Sprintf("\n  %s: %d faults, since %s until %s, good %s, asked %s", []string{"host", "URL", "CA", "itself"}[i],
 			s.faults, s.since.Format(time.DateTime), s.ended.Format(time.DateTime), s.good.Format(time.DateTime), s.asked.Format(time.DateTime))
 	}
-	until, why := y.deadline(c)
+	_, until, why := y.deadline(c)
 	y.T.Errorf("%s, clock %s, %s after the start of the process: certificate %s (%s) at %s: %s\nresponse: %s\nnewest given: %s\n"+
 		"revoked %v, asked about %d times, in reach since %s, needed since %s, excused until %s for: %s%s",
 		time.Now().Format(time.DateTime), wall.Now().Format(time.DateTime), time.Since(y.started), c.id, c.class.name, c.place.url, what, c.response, c.newest,

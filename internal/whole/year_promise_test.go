@@ -19,6 +19,8 @@ const (
 	clockRight   = time.Minute/2 + atTheEnd
 	mostAsked    = time.Hour // that a Retry-After is kept without a staple
 
+	othersAfter = "the first one was back after an outage"
+
 	fewTries = 2 * time.Hour // in less there are not fifty of them, after which a first staple takes longer
 )
 
@@ -34,12 +36,12 @@ func promised(outage time.Duration) (time.Duration, string) {
 	return time.Hour + laterOnes, "a longer outage"
 }
 
-// alone returns the same for a certificate that nobody but itself holds up.
-func (c *yearCert) alone(outage time.Duration) (time.Duration, string) {
+// alone returns the same for a certificate that nobody but itself holds up, of which something was held or not.
+func alone(held bool, outage time.Duration) (time.Duration, string) {
 	switch {
-	case !c.held && outage < fewTries:
+	case !held && outage < fewTries:
 		return 10*time.Minute + atTheEnd, "alone, the first staple, up to two hours"
-	case !c.held:
+	case !held:
 		return time.Hour + atTheEnd, "alone, the first staple, after that"
 	case outage < world.Day:
 		return min(5*time.Minute, 4*time.Second+outage/10) + atTheEnd, "alone, after a staple's end, up to a day"
@@ -124,8 +126,8 @@ func (y *year) need(c *yearCert) time.Time {
 	return later(c.newest.end, c.reach)
 }
 
-// deadline returns until when c, which is in reach, may be without a staple, and why. y.mu is held.
-func (y *year) deadline(c *yearCert) (until time.Time, why string) {
+// deadline returns since when c, which is in reach, lacks a staple, until when it may, and why. y.mu is held.
+func (y *year) deadline(c *yearCert) (since, until time.Time, why string) {
 	within, why := atTheEnd, "a staple's end, or a start"
 	most := func(d time.Duration, reason string) {
 		if d > within {
@@ -145,7 +147,7 @@ func (y *year) deadline(c *yearCert) (until time.Time, why string) {
 		}
 	}
 	if outage, ok := c.own.lasted(y.started); ok {
-		d, reason := c.alone(outage)
+		d, reason := alone(c.held, outage)
 		most(d*patience, reason)
 	}
 	for _, f := range c.faults {
@@ -166,8 +168,11 @@ func (y *year) deadline(c *yearCert) (until time.Time, why string) {
 			until, why = at, reason
 		}
 	}
+	since = need
 	for _, s := range append(c.scopes(), &c.own) {
-		latest(s.healed.Add(laterOnes+within-atTheEnd), why)
+		if at := s.healed.Add(laterOnes + within - atTheEnd); at.After(until) && s.healed.After(need) {
+			since, until, why = s.healed, at, othersAfter
+		}
 		if s.asked.After(need) && s.ended.After(y.started) {
 			if at := s.ended.Add(asked); at.Before(s.asked) {
 				latest(at.Add(within), "Retry-After")
@@ -177,7 +182,7 @@ func (y *year) deadline(c *yearCert) (until time.Time, why string) {
 		}
 	}
 	latest(c.excused, c.why)
-	return until, why
+	return since, until, why
 }
 
 // excuse lets c be without a staple.
@@ -197,17 +202,16 @@ type gap struct {
 
 // lacked notes that c has lacked a staple until now, though one was in reach, and reports whether that was too long.
 func (y *year) lacked(c *yearCert, over bool) (tooLong bool, why string) {
-	need := y.need(c)
-	until, why := y.deadline(c)
+	since, until, why := y.deadline(c)
 	now := time.Now()
-	if over && now.Equal(need) {
+	if over && now.Equal(since) {
 		return false, why
 	}
 	g := y.count.gaps[why]
 	if over {
 		g.times++
 	}
-	took, promised := now.Sub(need), until.Sub(need)
+	took, promised := now.Sub(since), until.Sub(since)
 	if took >= g.longest {
 		g.longest, g.promised = took, promised
 	}

@@ -132,7 +132,7 @@ func (y *year) finish(f *fault) {
 		c.restored = now
 		if c.out--; c.out == 0 {
 			c.reach = now
-			until, _ := y.deadline(c)
+			_, until, _ := y.deadline(c)
 			checks[until.Truncate(time.Second).Add(time.Second)] = true
 		}
 	}
