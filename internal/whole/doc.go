@@ -1,6 +1,8 @@
 // Package whole tests package staple as a whole, through what it exports, in all weathers:
 //
-//	year*          a simulated year of outages, garbage, revocations, restarts and a failing disk, and its table
+//	year*          a simulated year of outages, garbage, revocations, restarts, a clock that is set and a failing disk, what
+//	               is promised in it, and its table
+//	month          a month of thousands of certificates at hosts that fail, a quarter of them in each way
 //	load           thousands of certificates that came together, and how often responders are asked
 //	outage, hosts  responders that fail, hang, ask for patience, and come back
 //	blip           how long after an outage staples are there, and its table; crowds of certificates and of dead hosts
@@ -23,14 +25,15 @@
 //
 // Most of it is a sample of what it can be. For more:
 //
-//	STAPLE_YEAR=1 go test ./internal/whole -v -timeout 0 -run '^TestAYear' # twenty worlds in place of two
+//	STAPLE_YEAR=1 go test ./internal/whole -v -timeout 0 -run '^TestAYear' # twenty years in place of twice 45 days
+//	STAPLE_MONTH=1 go test ./internal/whole -v -timeout 0 -run '^TestAMonth' # of 10,000 certificates, not three days of 1,000
 //	STAPLE_HOSTS=10000 go test ./internal/whole -v -timeout 0 -run DeadHosts # and 20,000
 //	go test ./internal/whole -timeout 0 -run '^TestDifferential$' -pairs 200000 -seed 2
 //	go test ./internal/whole -run '^TestDifferential$' -seed 2 -pair 4711 # one pair, to reproduce a finding
 //	go test ./internal/whole -run '^TestAMillion' -exhaustive # a million certificates in place of 30,000
 //	go test ./internal/whole -run '^(TestTenThousand|TestBlip)' -exhaustive # as many, in place of half
 //
-// The flags must come after the package's path. With -short or -race the year is a month, and there are
+// The flags must come after the package's path. With -short or -race the year is ten days, and there are
 // fewer certificates. STAPLE_REQUIRE_PEERS=1 makes tests fail that lack a
 // program, which are skipped otherwise.
 //

@@ -15,6 +15,8 @@ type clockStep struct {
 	by       time.Duration
 }
 
+const clockForward, clockBack = "clock set forward", "clock set back"
+
 // bubbleStart is the moment at which all bubbles begin.
 var bubbleStart = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
@@ -65,9 +67,9 @@ func yearClock(days int) func() time.Time {
 // nothing that has ended by that clock is stapled. Half a minute later all is as it was.
 func (y *year) scheduleClock() {
 	for _, s := range yearSteps(int(y.end.Sub(bubbleStart) / world.Day)) {
-		kind := "clock set forward"
+		kind := clockForward
 		if s.by < 0 {
-			kind = "clock set back"
+			kind = clockBack
 		}
 		y.at(s.from, func() {
 			y.mu.Lock()
@@ -84,13 +86,21 @@ func (y *year) scheduleClock() {
 				if c.own.faults > 0 {
 					c.held = false // it may have been forgotten
 				}
-				if r := c.newest; r != nil && r.thisUpdate.After(time.Now().Add(5*time.Minute)) { // taken by a wrong clock
-					c.newest, c.reach = nil, later(c.reach, time.Now())
+				r, now := c.newest, time.Now()
+				switch {
+				case r == nil:
+				case r.thisUpdate.After(now.Add(5 * time.Minute)), // it was taken by a clock that was wrong
+					notYet["a clock set back forgets nothing"] && r.thisUpdate.After(now.Add(s.by+5*time.Minute)):
+					c.newest, c.held, c.reach = nil, false, later(c.reach, now)
+				case r.revoked && s.by > 0 && notYet["what is revoked is asked about after a step of the clock"]:
+					c.excuse(now.Add(s.by+rehabilitate), kind)
 				}
 			}
 			y.mu.Unlock()
 			y.check()
 		})
-		y.at(s.to.Add(clockRight+time.Millisecond), y.check)
+		for _, after := range []time.Duration{time.Second, 5 * time.Second, 10 * time.Second, 20 * time.Second, clockRight + time.Millisecond} {
+			y.at(s.to.Add(after), y.check)
+		}
 	}
 }

@@ -134,21 +134,30 @@ func (y *year) deadline(c *yearCert) (since, until time.Time, why string) {
 			within, why = d, reason
 		}
 	}
-	patience := time.Duration(1) // of which there is one request at a time: others that fail may come first
-	for _, other := range y.certs {
-		if other != c && other.place.host == c.place.host && other.isOut() {
-			patience++
+	// Of what pauses there is one request at a time: others that fail still may come first.
+	patience := func(same func(*place) bool) time.Duration {
+		n := time.Duration(1)
+		for _, other := range y.certs {
+			if other != c && other.isOut() && same(other.place) {
+				n++
+			}
 		}
+		return n
 	}
-	for _, s := range c.scopes() {
+	beneath := []func(*place) bool{
+		func(p *place) bool { return p.host == c.place.host },
+		func(p *place) bool { return p.at == c.place.at },
+		func(p *place) bool { return p == c.place },
+	}
+	for i, s := range c.scopes() {
 		if outage, ok := s.lasted(y.started); ok {
 			d, reason := promised(outage)
-			most(d*patience+s.hung, reason)
+			most(d*patience(beneath[i])+s.hung, reason)
 		}
 	}
 	if outage, ok := c.own.lasted(y.started); ok {
 		d, reason := alone(c.held, outage)
-		most(d*patience, reason)
+		most(d*patience(beneath[2]), reason)
 	}
 	for _, f := range c.faults {
 		if !f.breaks() {
@@ -170,8 +179,10 @@ func (y *year) deadline(c *yearCert) (since, until time.Time, why string) {
 	}
 	since = need
 	for _, s := range append(c.scopes(), &c.own) {
-		if at := s.healed.Add(laterOnes + within - atTheEnd); at.After(until) && s.healed.After(need) {
-			since, until, why = s.healed, at, othersAfter
+		if at := s.healed.Add(laterOnes + s.hung + within - atTheEnd); at.After(until) && s.healed.After(need) {
+			if until = at; within == atTheEnd {
+				since, why = s.healed, othersAfter
+			}
 		}
 		if s.asked.After(need) && s.ended.After(y.started) {
 			if at := s.ended.Add(asked); at.Before(s.asked) {

@@ -166,6 +166,7 @@ func (y *year) schedule() {
 				hit = at(h.places[y.rand.IntN(len(h.places))])
 			}
 			y.befall(y.hitting(f, hit))
+			y.in(length/2, func() { y.refresh(f) })
 			if y.rand.IntN(8) == 0 {
 				y.in(length/2, y.restart)
 			}
@@ -174,19 +175,19 @@ func (y *year) schedule() {
 		y.each(world.Day, func() time.Duration {
 			kind, length := blip(), y.logUniform(time.Second, 5*time.Minute)
 			befall := func() { y.befall(y.hitting(y.newFault(kind, length), here)) }
-			switch y.rand.IntN(8) {
+			switch y.rand.IntN(16) {
 			case 0: // the process starts, without the responses that it had
 				y.lose(here)
 				y.restartAfter(time.Second)
 				y.in(time.Second, befall)
-			case 1, 2: // some staples end meanwhile
+			case 1, 2, 3, 4: // some staples end meanwhile
 				class := yearClasses[len(yearClasses)-1-y.rand.IntN(5)]
 				end := time.Now().Truncate(class.period).Add(class.validity)
 				if !end.After(time.Now()) {
 					end = end.Add(class.period)
 				}
 				y.at(end.Add(-length/2), befall)
-			case 3: // it comes and goes
+			case 5, 6: // it comes and goes
 				for n := range 5 {
 					y.in(time.Duration(2*n)*length, befall)
 				}
@@ -219,6 +220,7 @@ func (y *year) schedule() {
 				return 0
 			}
 			y.befall(f)
+			y.in(f.length/2, func() { y.refresh(f) })
 			if y.rand.IntN(2) == 0 && f.kind != "a cache between" {
 				y.in(f.length/2, func() {
 					y.lose(here)
@@ -250,6 +252,13 @@ func (y *year) schedule() {
 	})
 	y.scheduleRevocations()
 	y.scheduleProcess()
+}
+
+// refresh has somebody ask about one of those that f befalls, whatever pauses.
+func (y *year) refresh(f *fault) {
+	if len(f.hits) > 0 {
+		go f.hits[y.rand.IntN(len(f.hits))].handle.Refresh(y.T.Context())
+	}
 }
 
 // publishLate has the successors of a class's responses come after these have ended, about all at a time.
@@ -288,7 +297,7 @@ func (y *year) scheduleRevocations() {
 			y.in(y.logUniform(time.Minute, 10*world.Day), func() { y.revoke(c, false) })
 		}
 		if revocations%4 != 0 { // it is noticed at once
-			go c.handle.Refresh(y.T.Context())
+			y.refresh(&fault{hits: []*yearCert{c}})
 		}
 		return 0
 	})
