@@ -229,7 +229,19 @@ func (y *year) answer(c *yearCert, req *http.Request) (a answered, err error) {
 	}
 	c.asked++
 	asked := c.asked
+	began := time.Now()
+	switch f.what() {
+	case "hung", "slow", "narrow", "narrow, asks for patience":
+		c.place.host.slowUntil = began
+	}
 	y.mu.Unlock()
+	defer func() {
+		y.mu.Lock()
+		defer y.mu.Unlock()
+		if time.Now().After(began) {
+			c.place.host.slowUntil = time.Now()
+		}
+	}()
 	forge := func(edit func(*stapletest.Response)) (answered, error) {
 		r := stapletest.NewResponse(c.place.ca.CA, c.cert.Leaf)
 		edit(r)
@@ -294,12 +306,10 @@ func (y *year) answer(c *yearCert, req *http.Request) (a answered, err error) {
 		y.register(other, der)
 		return says(der)
 	case "replay":
-		y.mu.Lock()
-		defer y.mu.Unlock()
-		if len(c.archive) == 0 {
-			return answered{404, 0, nil}, nil
+		if der := y.replay(c); der != nil {
+			return says(der)
 		}
-		return says(c.archive[y.pick.IntN(len(c.archive))].der)
+		return answered{404, 0, nil}, nil
 	case "forged":
 		return forge(func(r *stapletest.Response) {
 			r.Signer = &stapletest.Signer{Certificate: c.place.ca.sibling.Leaf, Key: y.key}
@@ -328,6 +338,16 @@ func (y *year) answer(c *yearCert, req *http.Request) (a answered, err error) {
 	a.body, err = io.ReadAll(resp.Body)
 	y.register(c, a.body)
 	return a, err
+}
+
+// replay returns one of the last responses about c; nil: there was none.
+func (y *year) replay(c *yearCert) []byte {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	if len(c.archive) == 0 {
+		return nil
+	}
+	return c.archive[y.pick.IntN(len(c.archive))].der
 }
 
 // lag returns what one node of three says about c, which is behind; or all of them, if the CA has gone back to an older

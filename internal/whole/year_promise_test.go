@@ -17,7 +17,8 @@ const (
 	holdLifted   = time.Hour + atTheEnd
 	rehabilitate = 2*time.Hour + atTheEnd // of a revocation that was a mistake: two rounds
 	clockRight   = time.Minute/2 + atTheEnd
-	mostAsked    = time.Hour // that a Retry-After is kept without a staple
+	workersBusy  = 30 * time.Second // at a start, if hosts that are slow have all of them: each has half at most
+	mostAsked    = time.Hour        // that a Retry-After is kept without a staple
 
 	othersAfter = "the first one was back after an outage"
 
@@ -165,6 +166,9 @@ func (y *year) deadline(c *yearCert) (since, until time.Time, why string) {
 		}
 	}
 	need := y.need(c)
+	if hosts := y.sluggish(); hosts >= 2 && need.Sub(y.started) < time.Minute {
+		most(workersBusy, "a start while two hosts hold all workers")
+	}
 	asked := mostAsked
 	if r := c.newest; r != nil && r.revoked {
 		d, reason := r.reinstatedWithin()
@@ -194,6 +198,16 @@ func (y *year) deadline(c *yearCert) (since, until time.Time, why string) {
 	}
 	latest(c.excused, c.why)
 	return since, until, why
+}
+
+// sluggish returns how many hosts there are at which requests take seconds, or did so half a minute ago.
+func (y *year) sluggish() (hosts int) {
+	for _, h := range y.hosts {
+		if time.Since(h.slowUntil) < workersBusy {
+			hosts++
+		}
+	}
+	return hosts
 }
 
 // excuse lets c be without a staple.

@@ -67,10 +67,10 @@ type authority struct {
 
 type yearHost struct {
 	scope
-	name    string
-	places  []*place
-	busy    bool       // with faults that the library need not notice
-	between *yearProxy // nil: nothing is
+	name      string
+	places    []*place
+	slowUntil time.Time  // when a request last took a while
+	between   *yearProxy // nil: nothing is
 }
 
 // A place is one CA at one URL of a host.
