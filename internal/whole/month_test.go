@@ -141,6 +141,9 @@ func (m *month) weather(h *monthHost, r *rand.Rand, end time.Time) {
 		// requests in a round; and once more at each staple's end.
 		m.allowed += 3 * (270 + float64(len(h.certs)) + length.Seconds()/150)
 		within, _ := promised(length)
+		if d, _ := alone(false, length); h.way == "useless" {
+			within = max(within, d)
+		}
 		m.mu.Unlock()
 		time.Sleep(within + hung + time.Second)
 		m.look(h)
@@ -176,10 +179,15 @@ func (m *month) look(h *monthHost) {
 // lacked notes that c has lacked a staple until now, though one was in reach.
 func (m *month) lacked(c *monthCert) {
 	h, now := c.host, time.Now()
-	within, why := m.promised(h, c)
+	within, why := m.promised(h)
 	since := later(later(c.end, bubbleStart), h.ended)
 	if now.Sub(since) > within && h.healed.After(since) {
 		since, within, why = h.healed, laterOnes, othersAfter
+	}
+	if h.way == "useless" && !h.ended.IsZero() { // and what has failed alone is asked about alone
+		if d, reason := alone(!c.end.IsZero(), h.ended.Sub(h.since)); d > within {
+			since, within, why = later(later(c.end, bubbleStart), h.ended), d, reason
+		}
 	}
 	took := now.Sub(since)
 	g := m.gaps[why]
@@ -196,19 +204,14 @@ func (m *month) lacked(c *monthCert) {
 	}
 }
 
-// promised returns how long c may be without a staple now.
-func (m *month) promised(h *monthHost, c *monthCert) (time.Duration, string) {
+// promised returns how long certificates of h may be without a staple now.
+func (m *month) promised(h *monthHost) (time.Duration, string) {
 	outage, ok := h.lasted(bubbleStart)
 	if !ok {
 		// As many as there are at the start have to be asked about, beside those who hang.
 		return atTheEnd + 20*time.Second + time.Duration(len(m.bySerial))*monthRequest/16, "a staple's end, or the start"
 	}
 	within, why := promised(outage)
-	if h.way == "useless" {
-		if d, reason := alone(!c.end.IsZero(), outage); d > within {
-			within, why = d, reason
-		}
-	}
 	return within + h.hung, why
 }
 

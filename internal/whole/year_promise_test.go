@@ -1,6 +1,7 @@
 package whole
 
 import (
+	"slices"
 	"time"
 
 	"github.com/go-staple/staple/internal/world"
@@ -17,7 +18,7 @@ const (
 	holdLifted   = time.Hour + atTheEnd
 	rehabilitate = 2*time.Hour + atTheEnd // of a revocation that was a mistake: two rounds
 	clockRight   = time.Minute/2 + atTheEnd
-	workersBusy  = 30 * time.Second // at a start, if hosts that are slow have all of them: each has half at most
+	workersBusy  = 30 * time.Second // at a start, if slow hosts have all of them
 	mostAsked    = time.Hour        // that a Retry-After is kept without a staple
 
 	othersAfter = "the first one was back after an outage"
@@ -166,8 +167,8 @@ func (y *year) deadline(c *yearCert) (since, until time.Time, why string) {
 		}
 	}
 	need := y.need(c)
-	if hosts := y.sluggish(); hosts >= 2 && need.Sub(y.started) < time.Minute {
-		most(workersBusy, "a start while two hosts hold all workers")
+	if y.sluggish() && need.Sub(y.started) < time.Minute {
+		most(workersBusy, "a start while slow hosts hold all workers")
 	}
 	asked := mostAsked
 	if r := c.newest; r != nil && r.revoked {
@@ -200,14 +201,10 @@ func (y *year) deadline(c *yearCert) (since, until time.Time, why string) {
 	return since, until, why
 }
 
-// sluggish returns how many hosts there are at which requests take seconds, or did so half a minute ago.
-func (y *year) sluggish() (hosts int) {
-	for _, h := range y.hosts {
-		if time.Since(h.slowUntil) < workersBusy {
-			hosts++
-		}
-	}
-	return hosts
+// sluggish reports whether there is a host at which requests take seconds, or did so half a minute ago. It may have all
+// workers as long as nobody else waits, and certificates are added one after the other.
+func (y *year) sluggish() bool {
+	return slices.ContainsFunc(y.hosts, func(h *yearHost) bool { return time.Since(h.slowUntil) < workersBusy })
 }
 
 // excuse lets c be without a staple.
