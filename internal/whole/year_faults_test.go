@@ -3,6 +3,7 @@ package whole
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"net/http"
@@ -48,8 +49,8 @@ var certFaults = []string{"unauthorized", "unknown", "garbage", "foreign", "repl
 
 // notYet is what the year knows of, and the library does not do well so far. It is to become empty.
 var notYet = map[string]bool{
-	// Nobody asks past a cache that keeps "unauthorized" and the like, or that a certificate is revoked. So the year's
-	// keeps what is good alone.
+	// Nobody asks past a cache that keeps "unauthorized" and the like, or what is refused, or that a certificate is revoked.
+	// So the year's keeps what is good alone.
 	"asking past the caches": true,
 	// An older response that is valid still is refused though the newer one has ended.
 	"an older response after the end": true,
@@ -200,7 +201,7 @@ func (y *year) RoundTrip(req *http.Request) (*http.Response, error) {
 		if a, err = y.answer(c, req); err != nil {
 			return nil, err
 		}
-		between.put(y, req, a)
+		between.put(c, req, a)
 	} else {
 		y.mu.Lock()
 		y.count.met["a cache between"]++
@@ -435,20 +436,23 @@ func (p *yearProxy) get(req *http.Request) (answered, bool) {
 	return k.answered, ok && time.Now().Before(k.until)
 }
 
-// put keeps a, which came to a GET.
-func (p *yearProxy) put(y *year, req *http.Request, a answered) {
+// put keeps a, which came to a GET about c.
+func (p *yearProxy) put(c *yearCert, req *http.Request, a answered) {
 	if p == nil || req.Method != http.MethodGet || a.status != 200 {
 		return
 	}
+	p.y.mu.Lock()
+	defer p.y.mu.Unlock()
+	now := time.Now()
 	r, err := ocsp.ParseResponse(a.body, nil)
-	until := time.Now().Add(p.negative)
-	switch {
-	case err == nil && (r.Status == ocsp.Good && y.known(a.body) || r.Status == ocsp.Revoked && !notYet["asking past the caches"]):
-		until = r.NextUpdate
-	case notYet["asking past the caches"]:
+	i := p.y.issued[sha256.Sum256(a.body)]
+	good := err == nil && i != nil && i.cert == c && !i.revoked && !i.thisUpdate.After(now)
+	if !good && notYet["asking past the caches"] {
 		return
 	}
-	y.mu.Lock()
-	defer y.mu.Unlock()
+	until := now.Add(p.negative)
+	if err == nil && r.Status != ocsp.Unknown {
+		until = r.NextUpdate
+	}
 	p.kept[req.URL.String()] = keptAnswer{a, until}
 }
