@@ -74,7 +74,7 @@ func (y *year) scheduleClock() {
 		y.at(s.from, func() {
 			y.mu.Lock()
 			y.count.faults[kind]++
-			y.wrongUntil = s.to.Add(clockRight)
+			y.wrongUntil = s.to.Add(clockRight())
 			y.mu.Unlock()
 			y.check()
 		})
@@ -99,7 +99,7 @@ func (y *year) scheduleClock() {
 			y.mu.Unlock()
 			y.check()
 		})
-		for _, after := range []time.Duration{time.Second, 5 * time.Second, 10 * time.Second, 20 * time.Second, clockRight + time.Millisecond} {
+		for _, after := range []time.Duration{time.Second, 5 * time.Second, 10 * time.Second, 20 * time.Second, 31 * time.Second, clockRight() + time.Millisecond} {
 			y.at(s.to.Add(after), y.check)
 		}
 	}

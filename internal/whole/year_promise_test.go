@@ -17,14 +17,21 @@ const (
 	laterOnes    = 10 * time.Second
 	holdLifted   = time.Hour + atTheEnd
 	rehabilitate = 2*time.Hour + atTheEnd // of a revocation that was a mistake: two rounds
-	clockRight   = time.Minute/2 + atTheEnd
-	workersBusy  = 30 * time.Second // at a start, if slow hosts have all of them
-	mostAsked    = time.Hour        // that a Retry-After is kept without a staple
+	workersBusy  = 30 * time.Second       // at a start, if slow hosts have all of them
+	mostAsked    = time.Hour              // that a Retry-After is kept without a staple
 
 	othersAfter = "the first one was back after an outage"
 
 	fewTries = 2 * time.Hour // in less there are not fifty of them, after which a first staple takes longer
 )
+
+// clockRight is promised for a clock that is set right.
+func clockRight() time.Duration {
+	if notYet["half a minute after a step of the clock"] {
+		return time.Minute + atTheEnd
+	}
+	return time.Minute/2 + atTheEnd
+}
 
 // promised returns how long after the recovery the last staple comes that was held up by an outage.
 func promised(outage time.Duration) (time.Duration, string) {
