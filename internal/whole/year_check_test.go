@@ -63,9 +63,9 @@ func (y *year) checkUnstapled(c *yearCert) {
 	case !now.Before(c.cert.Leaf.NotAfter):
 	case now.Before(y.wrongUntil), had && now.Before(c.perhaps):
 		n.outOfReach++
-		if right := y.wrongUntil.Add(-clockRight()); had && !now.Before(right) && !c.newest.revoked {
+		if right := y.wrongUntil.Add(-clockRight); had && !now.Before(right) && !c.newest.revoked {
 			g := n.gaps["a clock set right"]
-			g.times, g.longest, g.promised = g.times+1, max(g.longest, now.Sub(right)), clockRight()
+			g.times, g.longest, g.promised = g.times+1, max(g.longest, now.Sub(right)), clockRight
 			g.closest = g.longest.Seconds() / g.promised.Seconds()
 			n.gaps["a clock set right"] = g
 		}
@@ -250,7 +250,7 @@ func (y *year) counts(c *yearCert, r *issued) bool {
 			return true
 		}
 		return false
-	case !old.current(wall.Now()) && !old.revoked && !notYet["an older response after the end"]:
+	case !old.current(wall.Now()) && !old.revoked:
 		return true
 	}
 	return r.newer(old)

@@ -30,7 +30,7 @@ func yearSteps(days int) (steps []clockStep) {
 	end := bubbleStart.Add(time.Duration(days) * world.Day)
 	for at := bubbleStart.Add(between(time.Hour, world.Day)); ; at = at.Add(between(12*time.Hour, 5*world.Day)) {
 		shortest, longest := 61*time.Second, 6*time.Hour
-		if short := r.IntN(2) == 0; short && !notYet["a clock that is wrong between two looks"] {
+		if r.IntN(2) == 0 { // between two looks
 			shortest, longest = 2*time.Second, 25*time.Second
 		}
 		s := clockStep{at, at.Add(between(shortest, longest)), between(2*time.Second, 10*world.Day)}
@@ -74,7 +74,7 @@ func (y *year) scheduleClock() {
 		y.at(s.from, func() {
 			y.mu.Lock()
 			y.count.faults[kind]++
-			y.wrongUntil = s.to.Add(clockRight())
+			y.wrongUntil = s.to.Add(clockRight)
 			y.mu.Unlock()
 			y.check()
 		})
@@ -89,17 +89,14 @@ func (y *year) scheduleClock() {
 				r, now := c.newest, time.Now()
 				switch {
 				case r == nil:
-				case r.thisUpdate.After(now.Add(5 * time.Minute)), // it was taken by a clock that was wrong
-					notYet["a clock set back forgets nothing"] && r.thisUpdate.After(now.Add(s.by+5*time.Minute)):
+				case r.thisUpdate.After(now.Add(5 * time.Minute)): // it was taken by a clock that was wrong
 					c.newest, c.held, c.reach = nil, false, later(c.reach, now)
-				case r.revoked && s.by > 0 && notYet["what is revoked is asked about after a step of the clock"]:
-					c.excuse(now.Add(s.by+rehabilitate), kind)
 				}
 			}
 			y.mu.Unlock()
 			y.check()
 		})
-		for _, after := range []time.Duration{time.Second, 5 * time.Second, 10 * time.Second, 20 * time.Second, 31 * time.Second, clockRight() + time.Millisecond} {
+		for _, after := range []time.Duration{time.Second, 5 * time.Second, 10 * time.Second, 20 * time.Second, 31 * time.Second, clockRight + time.Millisecond} {
 			y.at(s.to.Add(after), y.check)
 		}
 	}

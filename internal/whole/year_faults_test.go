@@ -3,7 +3,6 @@ package whole
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"io"
 	"net/http"
@@ -47,34 +46,9 @@ var weather = []string{"slow", "narrow", "narrow, asks for patience", "a node th
 var certFaults = []string{"unauthorized", "unknown", "garbage", "foreign", "replay", "forged", "expired delegate",
 	"delegate ends early", "HTTP error", "hung", "future", "truncated"}
 
-// notYet is what the year knows of, and the library does not do well so far. It is to become empty.
-var notYet = map[string]bool{
-	// Nobody asks past a cache that keeps "unauthorized" and the like, or what is refused, or that a certificate is revoked.
-	// So the year's keeps what is good alone.
-	"asking past the caches": true,
-	// An older response that is valid still is refused though the newer one has ended.
-	"an older response after the end": true,
-	// A revocation is forgotten when its response ends, and undone by the first newer response.
-	"a revocation outlasts its response": true,
-	// A staple that a handshake found ended, by a clock that was wrong for a moment, does not come back.
-	"a clock that is wrong between two looks": true,
-	// While the clock is set back, what is held seems to be of the future, and is forgotten though the clock was wrong.
-	"a clock set back forgets nothing": true,
-	// A round that ends soon after a clock that was ahead is set right puts the next look off by half a minute once more.
-	"half a minute after a step of the clock": true,
-	// When a clock that was ahead is set right, the next round about what is revoked is as far away as it was ahead.
-	"what is revoked is asked about after a step of the clock": true,
-}
-
 // faultKinds returns all that the year must meet.
 func faultKinds() (kinds []string) {
-	kinds = append(append(append(kinds, outages...), blips...), certFaults...)
-	for _, kind := range weather {
-		if kind != "older responses" || !notYet["an older response after the end"] {
-			kinds = append(kinds, kind)
-		}
-	}
-	return kinds
+	return append(append(append(append(kinds, outages...), blips...), certFaults...), weather...)
 }
 
 var errRefused = errors.New("connection refused")
@@ -447,11 +421,6 @@ func (p *yearProxy) put(c *yearCert, req *http.Request, a answered) {
 	defer p.y.mu.Unlock()
 	now := time.Now()
 	r, err := ocsp.ParseResponse(a.body, nil)
-	i := p.y.issued[sha256.Sum256(a.body)]
-	good := err == nil && i != nil && i.cert == c && !i.revoked && !i.thisUpdate.After(now)
-	if !good && notYet["asking past the caches"] {
-		return
-	}
 	until := now.Add(p.negative)
 	if err == nil && r.Status != ocsp.Unknown {
 		until = r.NextUpdate

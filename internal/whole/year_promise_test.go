@@ -22,16 +22,10 @@ const (
 
 	othersAfter = "the first one was back after an outage"
 
+	clockRight = time.Minute/2 + atTheEnd // for a clock that is set right
+
 	fewTries = 2 * time.Hour // in less there are not fifty of them, after which a first staple takes longer
 )
-
-// clockRight is promised for a clock that is set right.
-func clockRight() time.Duration {
-	if notYet["half a minute after a step of the clock"] {
-		return time.Minute + atTheEnd
-	}
-	return time.Minute/2 + atTheEnd
-}
 
 // promised returns how long after the recovery the last staple comes that was held up by an outage.
 func promised(outage time.Duration) (time.Duration, string) {

@@ -156,7 +156,7 @@ func (r *issued) newer(old *issued) bool {
 
 // outlasts reports whether r counts after its end, since it tells of a revocation that is for good.
 func (r *issued) outlasts() bool {
-	return r.revoked && !r.hold && !notYet["a revocation outlasts its response"]
+	return r.revoked && !r.hold
 }
 
 func (r *issued) String() string {

@@ -206,9 +206,6 @@ func (y *year) schedule() {
 				h.between = &yearProxy{negative: f.delay, kept: make(map[string]keptAnswer), y: y}
 				y.mu.Unlock()
 			case "older responses":
-				if notYet["an older response after the end"] {
-					return 0
-				}
 				hit = at(h.places[y.rand.IntN(len(h.places))])
 			}
 			if f.breaks() { // the neighbours: some or all of one CA, while others are well
