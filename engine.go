@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
-	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/go-staple/staple/internal/bounded"
@@ -26,7 +24,8 @@ import (
 )
 
 const (
-	preloadTimeout = time.Second     // for the cache, before Add and TLSConfig return
+	preloadTimeout = time.Second     // for the cache, before Add and TLSConfig return, and for one look into it then and after
+	preloaders     = 32              // looks at a time, or as many as there are processors: the cache may be far away
 	storeTimeout   = 5 * time.Second // for one call of the cache, and for those that Close waits for
 )
 
@@ -304,70 +303,6 @@ func addedFrom(c *Certificate) iter.Seq[*slot] {
 			if c.added && !yield(&c.slot) {
 				return
 			}
-		}
-	}
-}
-
-// preload looks for the responses of newly registered handles: in what came with
-// them first, then in the cache; in parallel, and for preloadTimeout at most. What
-// it does not get to is left to the first rounds.
-func (g *engine) preload(handles []*Certificate) {
-	ctx, cancel := context.WithTimeout(g.ctx, preloadTimeout)
-	defer cancel()
-	g.mu.Lock()
-	carrying := slices.DeleteFunc(slices.Clone(handles), func(c *Certificate) bool { return g.carried[c.entry()] == nil })
-	g.mu.Unlock()
-	g.each(ctx, carrying, func(e *entry) { e.adoptCarried(e.localIssuer()) })
-	if g.cache == nil {
-		return
-	}
-	g.each(ctx, handles, func(e *entry) {
-		issuer := e.localIssuer()
-		if issuer == nil {
-			return
-		}
-		r, err := e.load(ctx, issuer)
-		if ctx.Err() == nil {
-			g.reportCache(reading, err)
-		}
-		if r != nil {
-			g.mu.Lock()
-			e.adopt(r, true)
-			e.stored = e.stored || r == e.known.Held()
-			g.mu.Unlock()
-		}
-		if err == nil {
-			e.save() // what came with the certificate, if the cache has nothing newer
-		}
-	})
-}
-
-// each calls f for the entry of each handle, in parallel. It returns when all calls
-// have, or when ctx ends: then no further calls begin.
-func (g *engine) each(ctx context.Context, handles []*Certificate, f func(*entry)) {
-	g.mu.Lock()
-	workers := min(len(handles), 4*runtime.GOMAXPROCS(0))
-	if g.closed {
-		workers = 0
-	}
-	g.wg.Add(workers)
-	g.mu.Unlock()
-	done := make(chan struct{}, workers)
-	var next atomic.Int64
-	for range workers {
-		go func() {
-			defer g.wg.Done()
-			defer func() { done <- struct{}{} }()
-			for i := next.Add(1) - 1; i < int64(len(handles)) && ctx.Err() == nil; i = next.Add(1) - 1 {
-				f(handles[i].entry())
-			}
-		}()
-	}
-	for range workers {
-		select {
-		case <-done:
-		case <-ctx.Done():
-			return
 		}
 	}
 }

@@ -103,6 +103,7 @@ func (g *engine) claimedIssuer(leaf *x509.Certificate, chain [][]byte) *x509.Cer
 func (e *entry) localIssuer() *x509.Certificate {
 	e.engine.mu.Lock()
 	issuer := e.issuer
+	e.joined = false
 	e.engine.mu.Unlock()
 	if issuer != nil {
 		return issuer
@@ -119,7 +120,6 @@ func (e *entry) localIssuer() *x509.Certificate {
 func (e *entry) candidates() (all []*x509.Certificate, broken []error) {
 	g := e.engine
 	g.mu.Lock()
-	e.joined = false
 	var chains [][][]byte
 	for _, c := range e.handles {
 		chains = append(chains, c.chain()[1:])
@@ -285,7 +285,8 @@ func (e *entry) adopt(r *response, stored bool) {
 	}
 	g.schedule.Hold(&e.item, e.holding(r), now)
 	if !e.final && !e.settled {
-		e.settled = g.driver.next(e).After(now)
+		next := g.driver.next(e)
+		e.settled = next.After(now) || next.IsZero() && e.item.State() == schedule.Scheduled // or not any more: the leaf ends before
 	}
 	g.emit(e, Event{Kind: kind})
 	e.changed.broadcast()
@@ -297,7 +298,7 @@ func (e *entry) adopt(r *response, stored bool) {
 func (e *entry) conclude(o outcome) {
 	g := e.engine
 	now := g.driver.now()
-	if o.final && e.joined && errors.Is(o.err, ErrNoIssuer) {
+	if o.final && (e.joined || e.issuer != nil) && errors.Is(o.err, ErrNoIssuer) {
 		o = outcome{deferred: true} // another chain has come meanwhile, which may have it
 	}
 	done := schedule.Outcome{Asked: o.asked, By: sourceOf(o.responder), Until: o.due, Err: o.err}

@@ -125,8 +125,7 @@ func (s *Stapler) Add(cert tls.Certificate) (*Certificate, error) {
 		return nil, fmt.Errorf("staple: cannot add %s: %w", name.Of(leaf), ErrClosed)
 	}
 	g.warnOfChain(c)
-	g.preload([]*Certificate{c})
-	g.launch(c)
+	g.preload(c)
 	return c, nil
 }
 

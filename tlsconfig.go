@@ -35,12 +35,13 @@ const (
 // StartTLS, which adds a certificate of its own, start it. Both would bypass the
 // staple.
 //
-// The certificates of base are looked up in the cache, for a second at most, before
-// TLSConfig returns. Those that callbacks return are recognized by their leaf and
-// registered when they are first seen: 100 new ones a second at most, 131,072 in
-// all; a certificate without a handshake for 24 hours is forgotten. GetConfigForClient
-// may return a new configuration each time, but must not change the elements of a
-// Certificates slice that it has returned before: make a new slice.
+// The certificates of base are looked up in the cache before TLSConfig returns, or
+// after that if they take longer than a second. Those that callbacks return are
+// recognized by their leaf and registered when they are first seen: 100 new ones a
+// second at most, 131,072 in all; a certificate without a handshake for 24 hours is
+// forgotten. GetConfigForClient may return a new configuration each time, but must
+// not change the elements of a Certificates slice that it has returned before: make
+// a new slice.
 //
 // A handshake with a Must-Staple certificate waits for the first response about it,
 // for five seconds at most from when the certificate was first seen. No other
@@ -169,8 +170,7 @@ func (w *wrapper) register(certs []tls.Certificate) {
 	g.mu.Lock()
 	g.registered[w.owner] = known
 	g.mu.Unlock()
-	g.preload(known)
-	g.launch(known...)
+	g.preload(known...)
 }
 
 // install makes config, whose certificates ch chooses among, staple.
@@ -280,7 +280,7 @@ func (w *wrapper) getClientCertificate(info *tls.CertificateRequestInfo) (*tls.C
 // hello is nil on the client's side, where RequireStaple is not enforced.
 func (e *entry) serve(ctx context.Context, s *slot, hello *tls.ClientHelloInfo, until time.Time, now int64) (cert *tls.Certificate, stapled bool, err error) {
 	cert, stapled = s.At(now)
-	if !stapled && e.mustStaple && e.awaitFirst(ctx, until) {
+	if !stapled && e.mustStaple && e.awaitFirst(ctx, s, until) {
 		cert, stapled = s.Current()
 	}
 	switch {
@@ -295,8 +295,9 @@ func (e *entry) serve(ctx context.Context, s *slot, hello *tls.ClientHelloInfo, 
 	return cert, stapled, nil
 }
 
-// awaitFirst waits for the first round of e, and reports whether it did. ctx may be nil.
-func (e *entry) awaitFirst(ctx context.Context, until time.Time) bool {
+// awaitFirst waits for the first round of e, unless the cache has a staple before that, and reports whether it did.
+// ctx may be nil.
+func (e *entry) awaitFirst(ctx context.Context, s *slot, until time.Time) bool {
 	seen := time.Duration(e.until-wall.Micro()) * time.Microsecond
 	left := max(time.Until(until), min(seen, mustStapleFor))
 	if left <= 0 {
@@ -312,7 +313,10 @@ func (e *entry) awaitFirst(ctx context.Context, until time.Time) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, left)
 	defer cancel()
-	_ = e.engine.await(ctx, e, func() bool { return e.engine.ended(e) })
+	_ = e.engine.await(ctx, e, func() bool {
+		_, stapled := s.Current()
+		return stapled || e.engine.ended(e)
+	})
 	return true
 }
 

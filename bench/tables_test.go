@@ -186,6 +186,24 @@ func TestFirstsFailWithoutAResponder(t *testing.T) {
 	}
 }
 
+func TestRestartsStapleAndAskForNothing(t *testing.T) {
+	f := newFleet(20, "http://ocsp.example.net")
+	dir := t.TempDir()
+	files, err := f.cachedIn(dir)
+	require.NoError(t, err)
+	memory, err := f.cached()
+	require.NoError(t, err)
+	for _, r := range []*restart{memory, files} {
+		all := append(r.all(), r.one()...)
+		for _, c := range all {
+			require.NoError(t, c.call(), c.name)
+		}
+		require.NoError(t, r.cache.Delete(t.Context(), keyOf(f.certs[3])))
+		require.ErrorIs(t, all[0].call(), staple.ErrCacheMiss)
+		require.ErrorContains(t, all[1].call(), "20 of 20 certificates are stapled, after 1 requests")
+	}
+}
+
 func TestTheResponderTakesGETAndPOSTAndItsTime(t *testing.T) {
 	f, server, err := newResponder(2, latency)
 	require.NoError(t, err)
@@ -247,6 +265,18 @@ func TestRunPrintsTheOtherTables(t *testing.T) {
 		append([]string{`staple, TLSConfig\(base\)`}, number...),
 		append([]string{"CertMagic"}, number...),
 	}, table(t, "memory", 200))
+
+	const seconds, micros, factor = `[\d.]+ s`, `[\d.]+ µs`, `[\d.]+×`
+	var restarts [][]string
+	for _, cache := range []string{"memory", "directory"} {
+		restarts = append(restarts,
+			[]string{"read and judged", cache, seconds, micros, ""},
+			[]string{"TLSConfig", cache, seconds, micros, factor},
+			[]string{"Add, in parallel", cache, seconds, micros, factor},
+			[]string{"read and judged, one by one", cache, seconds, micros, ""},
+			[]string{"Add, one by one", cache, seconds, micros, factor})
+	}
+	requireCells(t, restarts, table(t, "restart", 20))
 
 	requireCells(t, [][]string{
 		{"requests alone", `[\d.]+ s`, ""},

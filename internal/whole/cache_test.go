@@ -195,7 +195,7 @@ func TestACacheThatIsMerelySlowIsNotReported(t *testing.T) {
 		{"while TLSConfig waits for it", func(t *testing.T, w *world.World, s *staple.Stapler) {
 			key := w.Leaf().PrivateKey
 			var certs []tls.Certificate
-			for i := range 60 { // more than it looks up in a second
+			for i := range 300 { // more than it looks up in a second
 				certs = append(certs, w.Leaf(world.Names(fmt.Sprint(i, ".example.com")), world.SameKey(key)))
 			}
 			config := s.TLSConfig(&tls.Config{Certificates: certs})

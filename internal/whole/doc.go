@@ -12,6 +12,7 @@
 //	cache          caches that fail, hang, are slow, or full
 //	hang           a cache that answers nothing, is passed by, and works again; what is deleted from it
 //	rogue, blocked what Staplers call that panics, ends the goroutine, blocks, or uses its memory again
+//	restart        more certificates at a start than the cache tells about before TLSConfig returns
 //	dircache, crash, processes
 //	               real processes on one DirCache, many of which are killed
 //	selection      which certificate is served while others come and go, at what cost, and if its staple ends meanwhile

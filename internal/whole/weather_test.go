@@ -250,7 +250,7 @@ func TestAPauseNeverHoldsUpWhatIsNotItsOwn(t *testing.T) {
 		waits  scope
 	}{
 		{"no connection", nil, 1, 0, itsHost},
-		{"no first byte", &stapletest.Answer{Hang: true}, 1, 10 * time.Second, itsHost},
+		{"no first byte", &stapletest.Answer{Hang: true}, 1, 30 * time.Second, itsHost},
 		{"429", &stapletest.Answer{HTTPStatus: 429}, 1, 0, itsURL},
 		{"429 with Retry-After", &stapletest.Answer{HTTPStatus: 429, Header: later}, 1, 0, itsURL},
 		{"503 with Retry-After", &stapletest.Answer{HTTPStatus: 503, Header: later}, 1, 0, itsURL},
