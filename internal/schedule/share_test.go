@@ -184,7 +184,6 @@ func TestARetryAfterOfOneIsHeededWhileOthersSucceed(t *testing.T) {
 	require.GreaterOrEqual(t, failed, 12)
 }
 
-// TestRefreshOfAHealthyHostWhileAnotherOneHangs is field note 64.
 func TestRefreshOfAHealthyHostWhileAnotherOneHangs(t *testing.T) {
 	w := newWorld(t, 16)
 	hangs := false
@@ -211,7 +210,7 @@ func TestRefreshOfAHealthyHostWhileAnotherOneHangs(t *testing.T) {
 	}
 }
 
-// TestThousandsOfDeadHosts is field note 61: how many looks ten minutes take, and how many requests.
+// How many looks ten minutes take, and how many requests.
 func TestThousandsOfDeadHosts(t *testing.T) {
 	const n = 2_000
 	w := newWorld(t, 16)

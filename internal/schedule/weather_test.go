@@ -49,7 +49,6 @@ func TestAfterAnOutage(t *testing.T) {
 	}
 }
 
-// TestABlipDuringTheStart is field note 45.
 func TestABlipDuringTheStart(t *testing.T) {
 	for _, n := range []int{1, 16, 1000} {
 		w := newWorld(t, 16)
@@ -65,7 +64,6 @@ func TestABlipDuringTheStart(t *testing.T) {
 	}
 }
 
-// TestTheCertificatesOfAnAuthorityInTroubleHoldUpNoOthers is field note 46.
 func TestTheCertificatesOfAnAuthorityInTroubleHoldUpNoOthers(t *testing.T) {
 	for _, tt := range []struct {
 		name string
@@ -120,7 +118,6 @@ func TestTheCertificatesOfAnAuthorityInTroubleHoldUpNoOthers(t *testing.T) {
 	}
 }
 
-// TestASuccessorThatIsPublishedLate is field note 47.
 func TestASuccessorThatIsPublishedLate(t *testing.T) {
 	for _, validity := range []time.Duration{time.Hour, 24 * time.Hour, 7 * 24 * time.Hour} {
 		for _, late := range []time.Duration{-5 * time.Minute, -time.Minute, 0, time.Second, time.Minute} {
@@ -163,7 +160,6 @@ func TestASuccessorThatIsPublishedLate(t *testing.T) {
 // micro makes held comparable with another one.
 func (h held) micro() held { h.stage = 0; return h }
 
-// TestAResponderThatIsBackOneMinuteBeforeTheEnd is field note 48.
 func TestAResponderThatIsBackOneMinuteBeforeTheEnd(t *testing.T) {
 	for _, f := range []Fault{Certificate, CA, URL, Host} {
 		for _, back := range []time.Duration{time.Minute, time.Second, 0} {
@@ -192,7 +188,6 @@ func (w *world) good0(end time.Time) (time.Duration, Outcome) {
 	return 0, Outcome{Result: Newer, Asked: true, Held: Held{ThisUpdate: w.now, Until: end, End: end}}
 }
 
-// TestAResponderThatServesEightAtATime is field note 57.
 func TestAResponderThatServesEightAtATime(t *testing.T) {
 	for _, tt := range []struct {
 		name string

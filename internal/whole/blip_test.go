@@ -216,7 +216,7 @@ func TestAfterAnOutageInWhichStaplesEndedTheyAreBackAsSoon(t *testing.T) {
 	}
 }
 
-// TestAStartWhileTheHostIsAwayForASecond is field note 45: sixteen or more certificates of one host start while
+// Sixteen or more certificates of one host start while
 // it is unreachable for one second. They were unstapled for 4.5 to 5 minutes.
 func TestAStartWhileTheHostIsAwayForASecond(t *testing.T) {
 	for _, certificates := range []int{1, 16, 100, 1000} {
@@ -256,7 +256,7 @@ func (n *narrow) RoundTrip(req *http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: 503, Body: http.NoBody, Request: req}, nil
 }
 
-// TestAResponderThatServesEightAtATime is field note 57: it refuses the rest slowly. 200 certificates took 1 h 40.
+// One that refuses the rest slowly. 200 certificates took 1 h 40.
 func TestAResponderThatServesEightAtATime(t *testing.T) {
 	for _, answers := range []time.Duration{blipRequest, time.Second} {
 		synctest.Test(t, func(t *testing.T) {
@@ -282,7 +282,7 @@ func TestAResponderThatServesEightAtATime(t *testing.T) {
 	}
 }
 
-// TestTwiceAsManyDeadHostsAreTwiceTheWork is field note 61: 10,000 certificates with a dead host each took 11 s of
+// 10,000 certificates with a dead host each took 11 s of
 // processor time in ten minutes, 20,000 took 69 s. Hosts that refuse are asked so often that fewer must do, unless
 // STAPLE_HOSTS has a number.
 func TestTwiceAsManyDeadHostsAreTwiceTheWork(t *testing.T) {
@@ -356,7 +356,7 @@ func processorTime() float64 {
 	return sample[0].Value.Float64()
 }
 
-// TestRefreshOfAHealthyHostDoesNotWaitForOneThatHangs is field note 64: after 500 calls of Refresh for a host that
+// After 500 calls of Refresh for a host that
 // hangs, Refresh of a healthy one took 15 minutes.
 func TestRefreshOfAHealthyHostDoesNotWaitForOneThatHangs(t *testing.T) {
 	for _, certificates := range []int{1, 500} {

@@ -153,7 +153,7 @@ const (
 	ca2 = world.ResponderURL + "/ca2"
 )
 
-// TestSixtyCertificatesOfOneCADoNotHoldUpAnother is field note 46: sixty certificates of one CA get 404, 500,
+// Sixty certificates of one CA get 404, 500,
 // internalError or an answer of one byte. Another CA's certificate at the same host waited 1 h 48.
 func TestSixtyCertificatesOfOneCADoNotHoldUpAnother(t *testing.T) {
 	for _, override := range []bool{false, true} {
@@ -191,7 +191,7 @@ func TestSixtyCertificatesOfOneCADoNotHoldUpAnother(t *testing.T) {
 	}
 }
 
-// TestOneCertificateThatGets404DoesNotHoldUpItsNeighbours is field note 46: a new certificate of a healthy CA waited
+// A new certificate of a healthy CA waited
 // five minutes for one that gets 404.
 func TestOneCertificateThatGets404DoesNotHoldUpItsNeighbours(t *testing.T) {
 	for _, override := range []bool{false, true} {
@@ -208,7 +208,7 @@ func TestOneCertificateThatGets404DoesNotHoldUpItsNeighbours(t *testing.T) {
 	}
 }
 
-// TestRetryAfterIsAboutTheURLThatSaysSo is field note 46: Retry-After 3600 at /ca1 held up /ca2.
+// Retry-After 3600 at /ca1 held up /ca2.
 func TestRetryAfterIsAboutTheURLThatSaysSo(t *testing.T) {
 	for _, override := range []bool{false, true} {
 		for _, status := range []int{429, 503} {
@@ -343,7 +343,7 @@ func (c *town) whenAsked(leaf *x509.Certificate) time.Time {
 	}
 }
 
-// TestASuccessorThatComesAtTheEndIsStapledAtTheEnd is field note 47: CFSSL, from cron, publishes the successor when
+// CFSSL, from cron, publishes the successor when
 // the old response ends, or a few minutes before or after. That was up to 9 min 47 s without a staple in each cycle.
 func TestASuccessorThatComesAtTheEndIsStapledAtTheEnd(t *testing.T) {
 	const cycles = 10
@@ -383,7 +383,7 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
-// TestOfThoseThatEndTogetherOneAsks is field note 47, too, with a thousand certificates.
+// The same with a thousand certificates.
 func TestOfThoseThatEndTogetherOneAsks(t *testing.T) {
 	const validity, late = world.Day, 5 * time.Minute
 	certificates := len(blipLeaves())
@@ -425,7 +425,7 @@ func TestOfThoseThatEndTogetherOneAsks(t *testing.T) {
 	})
 }
 
-// TestAHostThatIsBackAMinuteBeforeTheEndIsAskedInTime is field note 48: its certificates were still without a staple
+// Certificates of such a host were still without a staple
 // for up to 8 min 50 s.
 func TestAHostThatIsBackAMinuteBeforeTheEndIsAskedInTime(t *testing.T) {
 	for _, hangs := range []bool{false, true} {
