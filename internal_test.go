@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto"
+	"crypto/x509"
 	"encoding/asn1"
 	"errors"
 	"fmt"
@@ -299,6 +300,52 @@ func TestFaultsOfFetchIssuer(t *testing.T) {
 			require.Equal(t, schedule.NoFault, answers[1].Fault)
 		})
 	}
+}
+
+func TestAStateIsTheFirstWordThatFits(t *testing.T) {
+	now := time.Now()
+	failed := errors.New("failed")
+	held := Status{Stapled: true, ThisUpdate: now.Add(-2 * time.Hour), Expires: now.Add(2 * time.Hour)}
+	for _, tt := range []struct {
+		name   string
+		edit   func(*Status)
+		ending bool
+		want   State
+		word   string
+	}{
+		{"stapled", func(*Status) {}, false, StateStapled, "stapled"},
+		{"the last round failed", func(s *Status) { s.Failures, s.Err = 1, failed }, false, StateFailing, "failing"},
+		{"it ends soon", func(*Status) {}, true, StateExpiring, "expiring"},
+		{"it ends soon, and the last round failed", func(s *Status) { s.Failures, s.Err = 3, failed }, true, StateExpiring, "expiring"},
+		{"it ends soon, and nobody is to be asked", func(s *Status) { s.Err = errExpired }, true, StateStapled, "stapled"},
+		{"came with the certificate, whose issuer is not known", func(s *Status) { *s = Status{Stapled: true} }, false, StateStapled, "stapled"},
+		{"ended", func(s *Status) { s.Stapled, s.Expires = false, now }, false, StateUnstapled, "unstapled"},
+		{"no issuer", func(s *Status) { *s = Status{Err: ErrNoIssuer, Failures: 1} }, false, StateUnstapled, "unstapled"},
+		{"nothing yet", func(s *Status) { *s = Status{} }, false, StateWaiting, "waiting"},
+		{"nobody to ask", func(s *Status) { *s = Status{Err: ErrNoResponder} }, false, StateNoResponder, "no-responder"},
+		{"Must-Staple, nothing yet", func(s *Status) { *s = Status{MustStaple: true} }, false, StateMustStapleMissing, "must-staple-missing"},
+		{"Must-Staple, nobody to ask", func(s *Status) { *s = Status{MustStaple: true, Err: ErrNoResponder} }, false, StateMustStapleMissing, "must-staple-missing"},
+		{"Must-Staple, stapled", func(s *Status) { s.MustStaple = true }, false, StateStapled, "stapled"},
+		{"revoked", func(s *Status) { s.Revoked, s.Stapled = true, false }, false, StateRevoked, "revoked"},
+		{"revoked, Must-Staple", func(s *Status) { s.Revoked, s.Stapled, s.MustStaple = true, false, true }, false, StateRevoked, "revoked"},
+		{"revoked, stapled, and it ends soon", func(s *Status) { s.Revoked = true }, true, StateRevoked, "revoked"},
+		{"expired", func(s *Status) {
+			*s = Status{Err: errExpired, Leaf: &x509.Certificate{NotAfter: now.Add(-time.Minute)}}
+		}, false, StateExpired, "expired"},
+		{"expired, and revoked before", func(s *Status) { *s = Status{Revoked: true, Leaf: &x509.Certificate{NotAfter: now.Add(-time.Minute)}} }, false, StateExpired, "expired"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			st := held
+			tt.edit(&st)
+			if st.Leaf == nil {
+				st.Leaf = &x509.Certificate{NotAfter: now.Add(7 * 24 * time.Hour)}
+			}
+			require.Equal(t, tt.want, st.state(tt.ending, now))
+			require.Equal(t, tt.word, tt.want.String())
+		})
+	}
+	require.Equal(t, "State(0)", State(0).String())
+	require.Equal(t, "State(10)", (StateNoResponder + 1).String())
 }
 
 // What a handshake reads of a handle would lie in two cache lines otherwise.

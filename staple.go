@@ -320,9 +320,59 @@ func (c *Certificate) Remove() {
 	c.entry().engine.remove(c)
 }
 
-// Status is the state of a [Certificate] at one moment.
+// A State says in one word how a [Certificate] stands: the status page, its JSON and the metrics have the same words. A
+// certificate that has expired is StateExpired, a revoked one StateRevoked, and any other the first of the rest that
+// fits. They are in order, the worst first; those before StateWaiting need attention.
+type State int
+
+const (
+	StateMustStapleMissing State = iota + 1 // "must-staple-missing": Must-Staple and not stapled; clients that honour it refuse the certificate
+	StateUnstapled                          // "unstapled": the response held has ended, or none came and a round failed
+	StateRevoked                            // "revoked": by the response held, whether that is stapled or not
+	StateExpired                            // "expired": the certificate itself
+	StateExpiring                           // "expiring": stapled, but a quarter is left, at most, of what was left when the response came, and whoever was asked since then had nothing newer
+	StateFailing                            // "failing": stapled, but the last round failed
+	StateWaiting                            // "waiting": no response has come yet, and no round has failed
+	StateStapled                            // "stapled": handshakes carry a staple
+	StateNoResponder                        // "no-responder": there is nobody to ask, so that it is served as it is
+)
+
+func (s State) String() string {
+	if s < StateMustStapleMissing || s > StateNoResponder {
+		return fmt.Sprintf("State(%d)", int(s))
+	}
+	return [...]string{"must-staple-missing", "unstapled", "revoked", "expired", "expiring", "failing", "waiting", "stapled",
+		"no-responder"}[s-1]
+}
+
+// state returns the State of what has a Status. ending: its staple ends soon, and nothing newer has come though it should have.
+func (st *Status) state(ending bool, now time.Time) State {
+	nobody := errors.Is(st.Err, ErrNoResponder)
+	switch {
+	case now.After(st.Leaf.NotAfter):
+		return StateExpired
+	case st.Revoked:
+		return StateRevoked
+	case st.Stapled && ending && !nobody:
+		return StateExpiring
+	case st.Stapled && st.Failures > 0:
+		return StateFailing
+	case st.Stapled:
+		return StateStapled
+	case st.MustStaple:
+		return StateMustStapleMissing
+	case nobody:
+		return StateNoResponder
+	case st.Err == nil && st.ThisUpdate.IsZero():
+		return StateWaiting
+	}
+	return StateUnstapled
+}
+
+// Status is how a [Certificate] stands at one moment.
 type Status struct {
 	Leaf                *x509.Certificate
+	State               State     // in one word
 	MustStaple          bool      // the leaf carries the TLS feature extension of RFC 7633 with status_request
 	Stapled             bool      // handshakes carry a staple now
 	Revoked             bool      // by the response held, which this outlasts
@@ -331,6 +381,8 @@ type Status struct {
 	ThisUpdate          time.Time // of the response held; zero: none is
 	Expires             time.Time // the end of the response held; zero: none is
 	NextRefresh         time.Time // when the responder is asked next; zero: not any more
+	PausedUntil         time.Time // when the pause that it waits for lets the next request through, about this certificate or another one; zero: it waits for none
+	PauseErr            error     // the last failure of others, for which it waits
 	LastAttempt         time.Time // when the last round began; zero: none has
 	Responder           string    // the URL that answered last; empty: none has, or the Fetcher does not tell
 	Failures            int       // rounds failed since the last success
@@ -362,6 +414,11 @@ func (c *Certificate) status() Status {
 		said, _ := ocspder.Revoked(e.known.Held().DER, e.leaf)
 		st.RevokedAt, st.RevocationReason = said.RevokedAt, said.Reason
 	}
+	if !g.closed {
+		st.PausedUntil, st.PauseErr = e.item.Pause()
+	}
+	now := wall.Now()
+	st.State = st.state(e.item.Ending(now), now)
 	return st
 }
 

@@ -181,7 +181,7 @@ func TestRefreshInChromium(t *testing.T) {
 		b.loading("the refreshed certificate", func() {
 			b.call("Runtime.evaluate", map[string]any{"expression": `document.querySelector("form button").click()`}, nil)
 		})
-		require.Equal(t, before+1, asked())
+		require.Greater(t, asked(), before)
 		require.Contains(t, b.text(`document.querySelector("[role=status]").textContent`), "The responder was asked")
 		b.quiet("GET "+base, "POST "+base, "GET "+base+"&asked=ended")
 	}

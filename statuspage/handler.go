@@ -15,21 +15,11 @@
 //
 // # States
 //
-// A certificate is in the first of these states that fits, and listed in this order:
-//
-//	must-staple-missing  Must-Staple and not stapled: clients that honour it refuse the certificate
-//	unstapled            the response held has ended, or none came: an attempt failed
-//	revoked              by the response held, whether that is stapled or not
-//	expired              the certificate itself
-//	expiring             stapled, with less than a quarter of the validity left and no newer response
-//	failing              stapled, but the last attempt to get a newer response failed
-//	waiting              the first response has not come yet, and no attempt has failed
-//	stapled              handshakes carry it
-//	no-responder         there is nobody to ask, so that the certificate is served as it is
-//
-// but for expired and then revoked, which come before all others in deciding what a certificate is.
+// A certificate has the [staple.State] that its Status has, in these words and in this order:
+// must-staple-missing, unstapled, revoked, expired, expiring, failing, waiting, stapled, no-responder.
 // Within a state those whose response ends first come first, then those that the
-// Stapler has had for longer. The first six need attention.
+// Stapler has had for longer. The first six need attention. Where the failures of others keep one from being asked about,
+// the page tells until when, and what failed last.
 //
 // # Addresses
 //

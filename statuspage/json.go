@@ -27,7 +27,7 @@ type Certificate struct {
 	Serial     string    `json:"serial"` // in hexadecimal
 	NotBefore  time.Time `json:"notBefore"`
 	NotAfter   time.Time `json:"notAfter"`
-	Responders []string  `json:"responders"` // URLs in the certificate
+	Responders []string  `json:"responders"` // URLs in the certificate, without credentials
 	Handles    int       `json:"handles"`
 
 	// As in staple.Status.
@@ -37,6 +37,8 @@ type Certificate struct {
 	ThisUpdate  time.Time `json:"thisUpdate,omitzero"`
 	Expires     time.Time `json:"expires,omitzero"`
 	NextRefresh time.Time `json:"nextRefresh,omitzero"`
+	PausedUntil time.Time `json:"pausedUntil,omitzero"`
+	PauseError  string    `json:"pauseError,omitempty"`
 	LastAttempt time.Time `json:"lastAttempt,omitzero"`
 	Responder   string    `json:"responder,omitempty"` // the URL that answered last
 	Failures    int       `json:"failures"`
@@ -80,14 +82,14 @@ func (l *list) json() List {
 	out := List{
 		Time:         seconds(l.now),
 		Total:        l.Total,
-		States:       make(map[string]int, states),
+		States:       make(map[string]int, len(stateTexts)),
 		Matching:     l.matching,
 		Page:         l.page,
 		Pages:        l.Pages(),
 		Certificates: make([]Certificate, 0, len(l.rows)),
 	}
-	for s, n := range l.counts {
-		out.States[state(s).String()] = n
+	for s := range states {
+		out.States[s.String()] = l.counts[s.State]
 	}
 	for _, c := range l.Certificates() {
 		out.Certificates = append(out.Certificates, c.json())
@@ -105,7 +107,7 @@ func (c *certificate) json() Certificate {
 		Serial:      c.Serial(),
 		NotBefore:   seconds(c.Leaf.NotBefore),
 		NotAfter:    seconds(c.Leaf.NotAfter),
-		Responders:  append([]string{}, c.Leaf.OCSPServer...),
+		Responders:  append([]string{}, c.Responders()...),
 		Handles:     c.Handles,
 		MustStaple:  c.MustStaple,
 		Stapled:     c.Stapled,
@@ -113,6 +115,7 @@ func (c *certificate) json() Certificate {
 		ThisUpdate:  seconds(c.Status.ThisUpdate),
 		Expires:     seconds(c.Status.Expires),
 		NextRefresh: seconds(c.Status.NextRefresh),
+		PausedUntil: seconds(c.Status.PausedUntil),
 		LastAttempt: seconds(c.Status.LastAttempt),
 		Responder:   c.Status.Responder,
 		Failures:    c.Failures,
@@ -120,6 +123,9 @@ func (c *certificate) json() Certificate {
 	}
 	if c.Err != nil {
 		out.Error = c.Err.Error()
+	}
+	if c.PauseErr != nil {
+		out.PauseError = c.PauseErr.Error()
 	}
 	return out
 }

@@ -4,48 +4,41 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/x509"
-	"errors"
 	"math/big"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/exchange"
 )
 
-// A state is what the package documentation says, the worst first.
-type state uint8
-
-const (
-	mustStapleMissing state = iota
-	unstapled
-	revoked
-	expired
-	expiring
-	failing
-	waiting
-	stapled
-	noResponder
-	states
-)
-
-var stateTexts = [states]struct{ name, label, meaning string }{
-	mustStapleMissing: {"must-staple-missing", "Must-Staple missing",
+// stateTexts is what is shown of each state, on the page.
+var stateTexts = [...]struct{ label, meaning string }{
+	staple.StateMustStapleMissing: {"Must-Staple missing",
 		"Handshakes go without a staple, and clients that honour Must-Staple refuse the certificate."},
-	unstapled: {"unstapled", "Not stapled", "Handshakes go without a staple."},
-	revoked:   {"revoked", "Revoked", "The issuer has revoked the certificate."},
-	expired:   {"expired", "Expired", "The certificate itself has expired."},
-	expiring: {"expiring", "Expiring",
-		"Handshakes are stapled, but less than a quarter of the validity is left, and no newer response has come."},
-	failing:     {"failing", "Refresh fails", "Handshakes are stapled, but the last attempt to get a newer response failed."},
-	waiting:     {"waiting", "Waiting", "The first response has not come yet. Until then, handshakes go without."},
-	stapled:     {"stapled", "Stapled", "Handshakes are stapled."},
-	noResponder: {"no-responder", "No responder", "There is nobody to ask, so the certificate is served as it is."},
+	staple.StateUnstapled: {"Not stapled", "Handshakes go without a staple."},
+	staple.StateRevoked:   {"Revoked", "The issuer has revoked the certificate."},
+	staple.StateExpired:   {"Expired", "The certificate itself has expired."},
+	staple.StateExpiring: {"Expiring",
+		"Handshakes are stapled, but the staple ends soon, and nothing newer has come though it should have."},
+	staple.StateFailing:     {"Refresh fails", "Handshakes are stapled, but the last attempt to get a newer response failed."},
+	staple.StateWaiting:     {"Waiting", "The first response has not come yet. Until then, handshakes go without."},
+	staple.StateStapled:     {"Stapled", "Handshakes are stapled."},
+	staple.StateNoResponder: {"No responder", "There is nobody to ask, so the certificate is served as it is."},
 }
 
-func (s state) String() string  { return stateTexts[s].name }
-func (s state) Label() string   { return stateTexts[s].label }
-func (s state) Meaning() string { return stateTexts[s].meaning }
+// A state is one of a certificate, as the page shows it.
+type state struct{ staple.State }
+
+func (s state) Label() string   { return stateTexts[s.State].label }
+func (s state) Meaning() string { return stateTexts[s.State].meaning }
+
+// states returns all states, the worst first.
+func states(yield func(state) bool) {
+	for s := staple.StateMustStapleMissing; int(s) < len(stateTexts) && yield(state{s}); s++ {
+	}
+}
 
 func stateNamed(name string) (state, bool) {
 	for s := range states {
@@ -53,29 +46,7 @@ func stateNamed(name string) (state, bool) {
 			return s, true
 		}
 	}
-	return 0, false
-}
-
-func stateOf(st *staple.Status, now time.Time) state {
-	switch {
-	case now.After(st.Leaf.NotAfter):
-		return expired
-	case st.Revoked:
-		return revoked
-	case st.Stapled && !st.Expires.IsZero() && st.Expires.Sub(now) <= st.Expires.Sub(st.ThisUpdate)/4 && st.Expires.Before(st.Leaf.NotAfter):
-		return expiring
-	case st.Stapled && st.Failures > 0:
-		return failing
-	case st.Stapled:
-		return stapled
-	case st.MustStaple:
-		return mustStapleMissing
-	case errors.Is(st.Err, staple.ErrNoResponder):
-		return noResponder
-	case st.Err == nil && st.ThisUpdate.IsZero():
-		return waiting
-	}
-	return unstapled
+	return state{}, false
 }
 
 // A row is a leaf, small because there are many.
@@ -92,7 +63,7 @@ type list struct {
 	query
 	now      time.Time
 	Total    int
-	counts   [states]int
+	counts   [len(stateTexts)]int
 	matching int
 	rows     []row // of this page
 }
@@ -112,9 +83,9 @@ func (h *Handler) list(q query, now time.Time) *list {
 			}
 			continue
 		}
-		s := stateOf(&st, now)
+		s := state{st.State}
 		l.Total++
-		l.counts[s]++
+		l.counts[s.State]++
 		if q.filtered && s != q.state || !m.matches(&st, s) {
 			seen[st.Leaf] = -1
 			continue
@@ -123,7 +94,7 @@ func (h *Handler) list(q query, now time.Time) *list {
 		rows = append(rows, row{c, st.Expires.Unix(), int32(len(rows)), 1, s})
 	}
 	slices.SortFunc(rows, func(a, b row) int {
-		return cmp.Or(cmp.Compare(a.state, b.state), cmp.Compare(a.end, b.end), cmp.Compare(a.order, b.order))
+		return cmp.Or(cmp.Compare(a.state.State, b.state.State), cmp.Compare(a.end, b.end), cmp.Compare(a.order, b.order))
 	})
 	l.matching = len(rows)
 	first := min((q.page-1)*q.per, len(rows))
@@ -167,6 +138,7 @@ func (m *matcher) matches(st *staple.Status, s state) bool {
 func (m *matcher) finds(w *word, st *staple.Status, s state) bool {
 	leaf := st.Leaf
 	has := func(text string) bool { return strings.Contains(strings.ToLower(text), w.text) }
+	shown := func(url string) bool { return has(exchange.Shown(url)) }
 	if slices.ContainsFunc(leaf.DNSNames, has) || has(leaf.Subject.CommonName) {
 		return true
 	}
@@ -175,7 +147,7 @@ func (m *matcher) finds(w *word, st *staple.Status, s state) bool {
 			return true
 		}
 	}
-	if has(st.Responder) || slices.ContainsFunc(leaf.OCSPServer, has) || has(s.String()) || has(s.Label()) {
+	if has(st.Responder) || slices.ContainsFunc(leaf.OCSPServer, shown) || has(s.String()) || has(s.Label()) {
 		return true
 	}
 	issuer, ok := m.issuers[string(leaf.RawIssuer)]

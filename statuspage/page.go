@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/exchange"
 )
 
 //go:embed style.css
@@ -47,7 +48,7 @@ type certificate struct {
 func newCertificate(c *staple.Certificate, handles int, now time.Time) certificate {
 	sum := sha256.Sum256(c.TLS().Certificate[0])
 	out := certificate{Status: c.Status(), ID: hex.EncodeToString(sum[:]), Handles: handles, now: now}
-	out.State = stateOf(&out.Status, now)
+	out.State = state{out.Status.State}
 	return out
 }
 
@@ -111,10 +112,18 @@ func (c *certificate) IssuerName() label {
 
 // ResponderText is the URL that answered last, or else those in the certificate.
 func (c *certificate) ResponderText() label {
-	if c.Responder == "" && len(c.Leaf.OCSPServer) > 0 {
-		return newLabel(c.Leaf.OCSPServer[0], 80)
+	if named := c.Responders(); c.Responder == "" && len(named) > 0 {
+		return newLabel(named[0], 80)
 	}
 	return newLabel(c.Responder, 80)
+}
+
+// Responders are the URLs in the certificate, without credentials.
+func (c *certificate) Responders() (urls []string) {
+	for _, u := range c.Leaf.OCSPServer {
+		urls = append(urls, exchange.Shown(u))
+	}
+	return urls
 }
 
 // At returns t as seen when c was looked at.
@@ -124,6 +133,7 @@ func (c *certificate) Time() moment      { return c.At(c.now) }
 func (c *certificate) From() moment      { return c.At(c.ThisUpdate) }
 func (c *certificate) End() moment       { return c.At(c.Expires) }
 func (c *certificate) Next() moment      { return c.At(c.NextRefresh) }
+func (c *certificate) Paused() moment    { return c.At(c.PausedUntil) }
 func (c *certificate) Last() moment      { return c.At(c.LastAttempt) }
 func (c *certificate) NotBefore() moment { return c.At(c.Leaf.NotBefore) }
 func (c *certificate) NotAfter() moment  { return c.At(c.Leaf.NotAfter) }
@@ -132,6 +142,15 @@ func (c *certificate) Bar() *bar { return newBar(c.ThisUpdate, c.Expires, c.Next
 
 func (c *certificate) Error() label      { return errorText(c.Err, 240) }
 func (c *certificate) LongError() string { return errorText(c.Err, 4000).Text }
+
+// Pause is why others keep it waiting, if that is not what its own last attempt failed for.
+func (c *certificate) Pause() label {
+	if c.Err != nil && errors.Is(c.Err, c.PauseErr) {
+		return label{}
+	}
+	return errorText(c.PauseErr, 240)
+}
+func (c *certificate) LongPause() string { return errorText(c.PauseErr, 4000).Text }
 
 func (c *certificate) NoResponder() bool { return errors.Is(c.Err, staple.ErrNoResponder) }
 func (c *certificate) Retrying() bool    { return c.Failures > 0 || !c.Stapled && !c.Revoked }
@@ -169,7 +188,7 @@ func (l *list) Title() string {
 // Attention returns how many certificates need attention.
 func (l *list) Attention() int {
 	n := 0
-	for _, count := range l.counts[:waiting] {
+	for _, count := range l.counts[:staple.StateWaiting] {
 		n += count
 	}
 	return n
@@ -202,11 +221,11 @@ type chip struct {
 
 // Chips are those of the states that some certificate is in.
 func (l *list) Chips() []chip {
-	chips := []chip{{All: true, Current: !l.filtered, Count: l.Total, Link: l.in(0, false).link(1)}}
+	chips := []chip{{All: true, Current: !l.filtered, Count: l.Total, Link: l.in(state{}, false).link(1)}}
 	for s := range states {
 		current := l.filtered && l.state == s
-		if l.counts[s] > 0 || current {
-			chips = append(chips, chip{State: s, Current: current, Count: l.counts[s], Link: l.in(s, true).link(1)})
+		if l.counts[s.State] > 0 || current {
+			chips = append(chips, chip{State: s, Current: current, Count: l.counts[s.State], Link: l.in(s, true).link(1)})
 		}
 	}
 	return chips

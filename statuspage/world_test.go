@@ -70,6 +70,17 @@ func (w *world) add(o stapletest.LeafOptions, a stapletest.Answer) *staple.Certi
 	return c
 }
 
+// addHolding is add for a certificate that comes with the staple of an answer, while the responder is not available.
+func (w *world) addHolding(o stapletest.LeafOptions, a stapletest.Answer) *staple.Certificate {
+	cert := w.ca.Leaf(o)
+	w.responder.Set(cert.Leaf, a)
+	cert.OCSPStaple = w.responder.Response(cert.Leaf)
+	w.responder.Set(cert.Leaf, unavailable())
+	c, err := w.stapler.Add(cert)
+	require.NoError(w.t, err)
+	return c
+}
+
 // hangs reports whether the first response for leaf never comes.
 func hangs(leaf *x509.Certificate) bool { return strings.HasPrefix(leaf.Subject.CommonName, "hang") }
 
@@ -99,7 +110,9 @@ func (w *world) oneOfEach() {
 	w.add(names("www.example.com", "example.com", "static.example.com"), stapletest.Answer{Age: 30 * time.Hour})
 	w.add(names("hang.example.com"), stapletest.Answer{})
 	failing := w.add(names("api.example.com", "203.0.113.7"), stapletest.Answer{Age: 4 * day})
-	w.add(names("mail.example.com", "smtp.example.com"), stapletest.Answer{Age: 6 * day})
+	mail := names("mail.example.com", "smtp.example.com")
+	mail.Responders = []string{"http://ocsp.mail.example-ca.test/"}
+	w.addHolding(mail, stapletest.Answer{Age: 6 * day})
 	w.add(stapletest.LeafOptions{Names: []string{"gone.example.com"}, NotAfter: time.Now().Add(-time.Hour)}, stapletest.Answer{})
 	w.add(names("old.example.com"), stapletest.Answer{Status: ocsp.Revoked, RevocationReason: ocsp.KeyCompromise,
 		RevokedAt: time.Now().Add(-50 * time.Hour)})

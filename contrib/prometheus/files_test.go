@@ -3,7 +3,6 @@ package prometheus
 import (
 	"encoding/json"
 	"fmt"
-	"github.com/go-staple/staple/internal/peer"
 	"maps"
 	"os"
 	"os/exec"
@@ -15,6 +14,9 @@ import (
 	"testing/synctest"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/peer"
 )
 
 func read(t testing.TB, name string) string {
@@ -121,7 +123,7 @@ func TestTheReadmeNamesEveryMetric(t *testing.T) {
 	for _, reason := range reasons() {
 		require.Contains(t, readme, "`"+reason+"`")
 	}
-	for s := range states {
+	for s := staple.StateMustStapleMissing; s <= staple.StateNoResponder; s++ {
 		require.Contains(t, readme, "\n| `"+s.String()+"` ")
 	}
 }

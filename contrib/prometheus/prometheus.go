@@ -21,8 +21,9 @@
 //
 // How long a response is valid differs from authority to authority, so that no
 // number of seconds is right for all. Where the staple of a certificate ends soon
-// although a newer one was due, its state is "expiring" rather than "stapled": no
-// more than a quarter of the validity is left. The alert rules look at that.
+// although a newer one was due, its [staple.State] is "expiring" rather than
+// "stapled": no more than a quarter is left of what was left when it came. The alert
+// rules look at that.
 //
 // # Cardinality
 //
@@ -100,8 +101,9 @@ type host struct {
 
 // gauges are counted anew at each survey.
 type gauges struct {
-	states      [states][2]int // the latter: whether Must-Staple
+	states      [staple.StateNoResponder + 1][2]int // the latter: whether Must-Staple
 	failing     int
+	paused      int
 	expiry      time.Time // the earliest; zero: none
 	nextRefresh time.Time
 }
@@ -111,42 +113,6 @@ type leaf struct {
 	host      *host
 	unstapled uint64 // handshakes that were counted already
 	survey    uint   // the last in which it was there
-}
-
-// A state is one of those that certificates are in. Where several certificates
-// have to share a series, it shows the one whose state comes last.
-type state int
-
-const (
-	stapled state = iota
-	unanswerable
-	expiring
-	unstapled
-	expired
-	revoked
-	states
-)
-
-func (s state) String() string {
-	return [...]string{"stapled", "no_responder", "expiring", "unstapled", "expired", "revoked"}[s]
-}
-
-// stateOf returns the state of a certificate.
-func stateOf(st *staple.Status, now time.Time) state {
-	left := st.Expires.Sub(now)
-	switch {
-	case now.After(st.Leaf.NotAfter):
-		return expired
-	case st.Revoked:
-		return revoked
-	case st.Stapled && !st.Expires.IsZero() && left <= st.Expires.Sub(st.ThisUpdate)/4 && st.Expires.Before(st.Leaf.NotAfter):
-		return expiring
-	case st.Stapled:
-		return stapled
-	case errors.Is(st.Err, staple.ErrNoResponder), len(st.Leaf.OCSPServer) == 0 && st.Err == nil:
-		return unanswerable
-	}
-	return unstapled
 }
 
 var (
@@ -167,6 +133,9 @@ var (
 		append(perHost[:1:1], "must_staple", "state"), nil)
 	failingDesc = prometheus.NewDesc("staple_failing_certificates",
 		"Certificates whose last fetch failed, whether or not a staple is still held.",
+		perHost, nil)
+	pausedDesc = prometheus.NewDesc("staple_paused_certificates",
+		"Certificates that are not asked about at present, since requests about others have failed.",
 		perHost, nil)
 	earliestExpiryDesc = prometheus.NewDesc("staple_earliest_expiry_timestamp_seconds",
 		"The earliest end among the OCSP responses that are held, in Unix time.",
@@ -198,7 +167,7 @@ func (c *Collector) init() {
 	}, perHost)
 	c.unstapled = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "staple_unstapled_handshakes_total",
-		Help: "TLS handshakes without a staple although the certificate names a responder.",
+		Help: "TLS handshakes without a staple although there is somebody to ask.",
 	}, perHost)
 }
 
@@ -222,7 +191,7 @@ func (c *Collector) Event(ev staple.Event) {
 // Describe implements [prometheus.Collector].
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	c.once.Do(c.init)
-	for _, d := range []*prometheus.Desc{stateDesc, expiryDesc, nextRefreshDesc, certificatesDesc, failingDesc,
+	for _, d := range []*prometheus.Desc{stateDesc, expiryDesc, nextRefreshDesc, certificatesDesc, failingDesc, pausedDesc,
 		earliestExpiryDesc, earliestRefreshDesc} {
 		ch <- d
 	}
@@ -257,7 +226,6 @@ func (c *Collector) certificates() []prometheus.Metric {
 		h.gauges = gauges{}
 	}
 	c.survey++
-	now := time.Now()
 	limit := cmp.Or(c.MaxCertificates, defaultMaxCertificates)
 	count := 0
 	var all []certificate // up to limit
@@ -278,11 +246,14 @@ func (c *Collector) certificates() []prometheus.Metric {
 		l.host.unstapled.Add(float64(st.UnstapledHandshakes - l.unstapled))
 		l.unstapled = st.UnstapledHandshakes
 
-		cert := certificate{leaf: st.Leaf, host: l.host, state: stateOf(&st, now), mustStaple: st.MustStaple}
-		if cert.state != expired {
+		cert := certificate{leaf: st.Leaf, host: l.host, state: st.State, mustStaple: st.MustStaple}
+		if cert.state != staple.StateExpired {
 			cert.expiry, cert.nextRefresh = st.Expires, st.NextRefresh
 		}
-		l.host.add(&cert, cert.state != expired && st.Failures > 0)
+		l.host.add(&cert, cert.state != staple.StateExpired && st.Failures > 0)
+		if !st.PausedUntil.IsZero() {
+			l.host.paused++
+		}
 		if count++; count <= limit {
 			all = append(all, cert)
 		}
@@ -313,7 +284,7 @@ func (c *Collector) certificates() []prometheus.Metric {
 type certificate struct {
 	leaf        *x509.Certificate
 	host        *host
-	state       state
+	state       staple.State
 	mustStaple  bool
 	expiry      time.Time // zero: none
 	nextRefresh time.Time // zero: never
@@ -322,7 +293,7 @@ type certificate struct {
 // worse reports whether c is to be shown rather than other.
 func (c *certificate) worse(other *certificate) bool {
 	if c.state != other.state {
-		return c.state > other.state
+		return c.state < other.state
 	}
 	return earlier(c.expiry, other.expiry)
 }
@@ -351,12 +322,13 @@ func (h *host) add(c *certificate, failing bool) {
 }
 
 func (h *host) metrics(metrics []prometheus.Metric) []prometheus.Metric {
-	for s, n := range h.states {
+	for s := staple.StateMustStapleMissing; s <= staple.StateNoResponder; s++ {
+		n := h.states[s]
 		metrics = append(metrics,
-			gauge(certificatesDesc, float64(n[0]), h.label, "false", state(s).String()),
-			gauge(certificatesDesc, float64(n[1]), h.label, "true", state(s).String()))
+			gauge(certificatesDesc, float64(n[0]), h.label, "false", s.String()),
+			gauge(certificatesDesc, float64(n[1]), h.label, "true", s.String()))
 	}
-	metrics = append(metrics, gauge(failingDesc, float64(h.failing), h.label))
+	metrics = append(metrics, gauge(failingDesc, float64(h.failing), h.label), gauge(pausedDesc, float64(h.paused), h.label))
 	metrics = timestamp(metrics, earliestExpiryDesc, h.expiry, h.label)
 	return timestamp(metrics, earliestRefreshDesc, h.nextRefresh, h.label)
 }

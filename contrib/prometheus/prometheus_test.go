@@ -65,7 +65,18 @@ func newWorld(t testing.TB) *world {
 // add has a new certificate looked after, and the responder give the answer about it, after 50 ms: a round that takes no
 // time is none.
 func (w *world) add(t testing.TB, o stapletest.LeafOptions, a stapletest.Answer) *staple.Certificate {
+	return w.addCert(t, w.ca.Leaf(o), a)
+}
+
+// addHolding is add for a certificate that comes with the staple of the answer.
+func (w *world) addHolding(t testing.TB, o stapletest.LeafOptions, a stapletest.Answer) *staple.Certificate {
 	cert := w.ca.Leaf(o)
+	w.responder.Set(cert.Leaf, a)
+	cert.OCSPStaple = w.responder.Response(cert.Leaf)
+	return w.addCert(t, cert, a)
+}
+
+func (w *world) addCert(t testing.TB, cert tls.Certificate, a stapletest.Answer) *staple.Certificate {
 	a.Delay = 50 * time.Millisecond
 	w.responder.Set(cert.Leaf, a)
 	c, err := w.stapler.Add(cert)
@@ -75,7 +86,8 @@ func (w *world) add(t testing.TB, o stapletest.LeafOptions, a stapletest.Answer)
 
 // settle waits, in a synctest bubble, for every first round and for the events that tell of it.
 func (w *world) settle(t testing.TB) {
-	require.NoError(t, w.stapler.Wait(t.Context()))
+	w.stapler.Wait(t.Context()) // its error names the Must-Staple certificates without a staple
+	require.NoError(t, t.Context().Err())
 	synctest.Wait()
 }
 
@@ -128,7 +140,7 @@ func everything(t testing.TB, w *world) {
 	w.add(t, none, stapletest.Answer{})
 	w.add(t, leaf(0xa7, "revoked.example", ocspURL), stapletest.Answer{Status: ocsp.Revoked})
 	w.add(t, gone, stapletest.Answer{})
-	w.add(t, leaf(0xa8, "old.example", ocspURL), stapletest.Answer{Age: 50 * time.Minute, Validity: time.Hour})
+	w.addHolding(t, leaf(0xa8, "old.example", ocspURL), stapletest.Answer{Age: 50 * time.Minute, Validity: time.Hour})
 	w.add(t, last, stapletest.Answer{Age: 6 * 24 * time.Hour})
 }
 
@@ -146,53 +158,76 @@ staple_certificate_state{must_staple="false",name="garbage.example",responder_ho
 staple_certificate_state{must_staple="false",name="gone.example",responder_host="ocsp.example",serial="a3",state="expired"} 1
 staple_certificate_state{must_staple="false",name="good.example",responder_host="ocsp.example",serial="a4",state="stapled"} 1
 staple_certificate_state{must_staple="false",name="last.example",responder_host="ocsp.example",serial="a9",state="stapled"} 1
-staple_certificate_state{must_staple="false",name="none.example",responder_host="none",serial="a2",state="no_responder"} 1
+staple_certificate_state{must_staple="false",name="none.example",responder_host="none",serial="a2",state="no-responder"} 1
 staple_certificate_state{must_staple="false",name="old.example",responder_host="ocsp.example",serial="a8",state="expiring"} 1
 staple_certificate_state{must_staple="false",name="revoked.example",responder_host="ocsp.example",serial="a7",state="revoked"} 1
-staple_certificate_state{must_staple="true",name="down.example",responder_host="ocsp.down.example:8080",serial="a1",state="unstapled"} 1
+staple_certificate_state{must_staple="true",name="down.example",responder_host="ocsp.down.example:8080",serial="a1",state="must-staple-missing"} 1
 # HELP staple_certificates Certificates in each state.
 # TYPE staple_certificates gauge
 staple_certificates{must_staple="false",responder_host="none",state="expired"} 0
 staple_certificates{must_staple="false",responder_host="none",state="expiring"} 0
-staple_certificates{must_staple="false",responder_host="none",state="no_responder"} 1
+staple_certificates{must_staple="false",responder_host="none",state="failing"} 0
+staple_certificates{must_staple="false",responder_host="none",state="must-staple-missing"} 0
+staple_certificates{must_staple="false",responder_host="none",state="no-responder"} 1
 staple_certificates{must_staple="false",responder_host="none",state="revoked"} 0
 staple_certificates{must_staple="false",responder_host="none",state="stapled"} 0
 staple_certificates{must_staple="false",responder_host="none",state="unstapled"} 0
+staple_certificates{must_staple="false",responder_host="none",state="waiting"} 0
 staple_certificates{must_staple="false",responder_host="ocsp.down.example:8080",state="expired"} 0
 staple_certificates{must_staple="false",responder_host="ocsp.down.example:8080",state="expiring"} 0
-staple_certificates{must_staple="false",responder_host="ocsp.down.example:8080",state="no_responder"} 0
+staple_certificates{must_staple="false",responder_host="ocsp.down.example:8080",state="failing"} 0
+staple_certificates{must_staple="false",responder_host="ocsp.down.example:8080",state="must-staple-missing"} 0
+staple_certificates{must_staple="false",responder_host="ocsp.down.example:8080",state="no-responder"} 0
 staple_certificates{must_staple="false",responder_host="ocsp.down.example:8080",state="revoked"} 0
 staple_certificates{must_staple="false",responder_host="ocsp.down.example:8080",state="stapled"} 0
 staple_certificates{must_staple="false",responder_host="ocsp.down.example:8080",state="unstapled"} 0
+staple_certificates{must_staple="false",responder_host="ocsp.down.example:8080",state="waiting"} 0
 staple_certificates{must_staple="false",responder_host="ocsp.example",state="expired"} 1
 staple_certificates{must_staple="false",responder_host="ocsp.example",state="expiring"} 1
-staple_certificates{must_staple="false",responder_host="ocsp.example",state="no_responder"} 0
+staple_certificates{must_staple="false",responder_host="ocsp.example",state="failing"} 0
+staple_certificates{must_staple="false",responder_host="ocsp.example",state="must-staple-missing"} 0
+staple_certificates{must_staple="false",responder_host="ocsp.example",state="no-responder"} 0
 staple_certificates{must_staple="false",responder_host="ocsp.example",state="revoked"} 1
 staple_certificates{must_staple="false",responder_host="ocsp.example",state="stapled"} 2
 staple_certificates{must_staple="false",responder_host="ocsp.example",state="unstapled"} 2
+staple_certificates{must_staple="false",responder_host="ocsp.example",state="waiting"} 0
 staple_certificates{must_staple="true",responder_host="none",state="expired"} 0
 staple_certificates{must_staple="true",responder_host="none",state="expiring"} 0
-staple_certificates{must_staple="true",responder_host="none",state="no_responder"} 0
+staple_certificates{must_staple="true",responder_host="none",state="failing"} 0
+staple_certificates{must_staple="true",responder_host="none",state="must-staple-missing"} 0
+staple_certificates{must_staple="true",responder_host="none",state="no-responder"} 0
 staple_certificates{must_staple="true",responder_host="none",state="revoked"} 0
 staple_certificates{must_staple="true",responder_host="none",state="stapled"} 0
 staple_certificates{must_staple="true",responder_host="none",state="unstapled"} 0
+staple_certificates{must_staple="true",responder_host="none",state="waiting"} 0
 staple_certificates{must_staple="true",responder_host="ocsp.down.example:8080",state="expired"} 0
 staple_certificates{must_staple="true",responder_host="ocsp.down.example:8080",state="expiring"} 0
-staple_certificates{must_staple="true",responder_host="ocsp.down.example:8080",state="no_responder"} 0
+staple_certificates{must_staple="true",responder_host="ocsp.down.example:8080",state="failing"} 0
+staple_certificates{must_staple="true",responder_host="ocsp.down.example:8080",state="must-staple-missing"} 1
+staple_certificates{must_staple="true",responder_host="ocsp.down.example:8080",state="no-responder"} 0
 staple_certificates{must_staple="true",responder_host="ocsp.down.example:8080",state="revoked"} 0
 staple_certificates{must_staple="true",responder_host="ocsp.down.example:8080",state="stapled"} 0
-staple_certificates{must_staple="true",responder_host="ocsp.down.example:8080",state="unstapled"} 1
+staple_certificates{must_staple="true",responder_host="ocsp.down.example:8080",state="unstapled"} 0
+staple_certificates{must_staple="true",responder_host="ocsp.down.example:8080",state="waiting"} 0
 staple_certificates{must_staple="true",responder_host="ocsp.example",state="expired"} 0
 staple_certificates{must_staple="true",responder_host="ocsp.example",state="expiring"} 0
-staple_certificates{must_staple="true",responder_host="ocsp.example",state="no_responder"} 0
+staple_certificates{must_staple="true",responder_host="ocsp.example",state="failing"} 0
+staple_certificates{must_staple="true",responder_host="ocsp.example",state="must-staple-missing"} 0
+staple_certificates{must_staple="true",responder_host="ocsp.example",state="no-responder"} 0
 staple_certificates{must_staple="true",responder_host="ocsp.example",state="revoked"} 0
 staple_certificates{must_staple="true",responder_host="ocsp.example",state="stapled"} 0
 staple_certificates{must_staple="true",responder_host="ocsp.example",state="unstapled"} 0
+staple_certificates{must_staple="true",responder_host="ocsp.example",state="waiting"} 0
 # HELP staple_failing_certificates Certificates whose last fetch failed, whether or not a staple is still held.
 # TYPE staple_failing_certificates gauge
 staple_failing_certificates{responder_host="none"} 0
 staple_failing_certificates{responder_host="ocsp.down.example:8080"} 1
 staple_failing_certificates{responder_host="ocsp.example"} 2
+# HELP staple_paused_certificates Certificates that are not asked about at present, since requests about others have failed.
+# TYPE staple_paused_certificates gauge
+staple_paused_certificates{responder_host="none"} 0
+staple_paused_certificates{responder_host="ocsp.down.example:8080"} 1
+staple_paused_certificates{responder_host="ocsp.example"} 1
 # HELP staple_fetch_failures_total Fetches that brought no acceptable OCSP response.
 # TYPE staple_fetch_failures_total counter
 staple_fetch_failures_total{reason="http_5xx",responder_host="ocsp.down.example:8080"} 1
@@ -213,9 +248,9 @@ staple_fetches_total{responder_host="ocsp.down.example:8080",result="unchanged"}
 staple_fetches_total{responder_host="ocsp.example",result="failed"} 2
 staple_fetches_total{responder_host="ocsp.example",result="reinstated"} 0
 staple_fetches_total{responder_host="ocsp.example",result="revoked"} 1
-staple_fetches_total{responder_host="ocsp.example",result="stapled"} 3
-staple_fetches_total{responder_host="ocsp.example",result="unchanged"} 0
-`), "staple_certificate_state", "staple_certificates", "staple_failing_certificates", "staple_fetch_failures_total", "staple_fetches_total"))
+staple_fetches_total{responder_host="ocsp.example",result="stapled"} 2
+staple_fetches_total{responder_host="ocsp.example",result="unchanged"} 1
+`), "staple_certificate_state", "staple_certificates", "staple_failing_certificates", "staple_paused_certificates", "staple_fetch_failures_total", "staple_fetches_total"))
 
 		text := w.scrape(t)
 		const week = 7 * 24 * 3600
@@ -276,7 +311,7 @@ func TestAStateChangesWithTime(t *testing.T) {
 			state string
 		}{
 			{0, "stapled"},
-			{5 * 24 * time.Hour, "stapled"},
+			{5 * 24 * time.Hour, "failing"},
 			{126*time.Hour + time.Minute, "expiring"},
 			{168*time.Hour - time.Minute, "expiring"},
 			{168*time.Hour + time.Minute, "unstapled"},
@@ -297,6 +332,81 @@ func TestAStateChangesWithTime(t *testing.T) {
 		c.Remove()
 		require.NotContains(t, w.scrape(t), "\nstaple_certificate_state{")
 	})
+}
+
+func TestWhatIsOldFromTheBeginningAndRenewedInTimeIsNeverExpiring(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const day = 24 * time.Hour
+		w := newWorld(t)
+		w.add(t, stapletest.LeafOptions{Responders: []string{ocspURL}}, stapletest.Answer{Period: day, Age: 28 * day, Validity: 28*day + 32*time.Hour})
+		w.settle(t)
+		for range 14 * 24 {
+			time.Sleep(time.Hour)
+			requireValue(t, 1, w.scrape(t), `staple_certificates{must_staple="false",responder_host="ocsp.example",state="stapled"}`)
+		}
+	})
+}
+
+// TestWhereNobodyIsToBeAskedNoHandshakeCounts is about certificates that name a responder, which somebody has switched off.
+func TestWhereNobodyIsToBeAskedNoHandshakeCounts(t *testing.T) {
+	for name, fetcher := range map[string]staple.Fetcher{
+		"an override that returns nothing": &staple.HTTPFetcher{URLs: func(*x509.Certificate) []string { return nil }},
+		"LDAP alone":                       &staple.HTTPFetcher{URLs: func(*x509.Certificate) []string { return []string{"ldap://ldap.test/ocsp"} }},
+		"a Fetcher says so": staple.FetcherFunc(func(context.Context, *staple.Request) ([]byte, error) {
+			return nil, fmt.Errorf("switched off: %w", staple.ErrNoResponder)
+		}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.stapler.Fetcher = fetcher
+				c := w.add(t, stapletest.LeafOptions{Responders: []string{ocspURL}}, stapletest.Answer{})
+				w.settle(t)
+				for range 10 {
+					time.Sleep(time.Hour)
+					c.GetCertificate(nil)
+				}
+				text := w.scrape(t)
+				requireValue(t, 0, text, unstapledSeries)
+				requireValue(t, 0, text, `staple_failing_certificates{responder_host="ocsp.example"}`)
+				requireValue(t, 1, text, `staple_certificates{must_staple="false",responder_host="ocsp.example",state="no-responder"}`)
+			})
+		})
+	}
+}
+
+func TestPausedCertificatesAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		for range 3 {
+			w.add(t, stapletest.LeafOptions{Responders: []string{ocspURL}}, stapletest.Answer{HTTPStatus: 500})
+		}
+		good := w.add(t, stapletest.LeafOptions{Responders: []string{"http://other.example"}}, stapletest.Answer{})
+		w.settle(t)
+		time.Sleep(time.Minute)
+		text := w.scrape(t)
+		requireValue(t, 3, text, `staple_paused_certificates{responder_host="ocsp.example"}`)
+		requireValue(t, 0, text, `staple_paused_certificates{responder_host="other.example"}`)
+		require.Zero(t, good.Status().PausedUntil)
+	})
+}
+
+func TestCredentialsOfAURLAreInNoMetric(t *testing.T) {
+	const secret = "xyzzy"
+	for _, answer := range []stapletest.Answer{{}, {HTTPStatus: 403}, {HTTPStatus: 500}} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			urls := []string{"http://aladdin:" + secret + "@ocsp.example/", "http://" + secret + "@ocsp.example/"}
+			w.stapler.Fetcher = &staple.HTTPFetcher{Client: w.responder.Client(), URLs: func(*x509.Certificate) []string { return urls }}
+			w.add(t, stapletest.LeafOptions{Responders: urls}, answer)
+			w.add(t, stapletest.LeafOptions{Responders: urls[1:]}, answer)
+			w.settle(t)
+			text := w.scrape(t)
+			require.Contains(t, text, `responder_host="ocsp.example"`)
+			require.NotContains(t, text, secret)
+			require.NotContains(t, text, "aladdin")
+		})
+	}
 }
 
 // TestWhatComesFromTheCacheAtTheStartIsNoFetch also shows a limit: what a round finds in the cache is counted as a fetch.
@@ -468,9 +578,9 @@ func TestTheNumberOfHostsIsBounded(t *testing.T) {
 		text := w.scrape(t)
 		require.Equal(t, maxHosts+2, strings.Count(text, "\nstaple_failing_certificates{"))
 		requireValue(t, hosts-maxHosts, text, `staple_certificates{must_staple="false",responder_host="other",state="unstapled"}`)
-		requireValue(t, 4, text, `staple_certificates{must_staple="false",responder_host="other",state="no_responder"}`)
+		requireValue(t, 4, text, `staple_certificates{must_staple="false",responder_host="other",state="no-responder"}`)
 		requireValue(t, hosts-maxHosts, text, `staple_fetches_total{responder_host="other",result="failed"}`)
-		requireValue(t, 1, text, `staple_certificates{must_staple="false",responder_host="none",state="no_responder"}`)
+		requireValue(t, 1, text, `staple_certificates{must_staple="false",responder_host="none",state="no-responder"}`)
 		requireValue(t, 1, text, `staple_certificates{must_staple="false",responder_host="0.example",state="unstapled"}`)
 	})
 }
@@ -596,7 +706,7 @@ func TestOverTheNetwork(t *testing.T) {
 	w.stapler.Fetcher = new(staple.HTTPFetcher)
 	c, err := w.stapler.Add(w.ca.Leaf(stapletest.LeafOptions{Names: []string{"localhost"}, Responders: []string{server.URL}, MustStaple: true}))
 	require.NoError(t, err)
-	require.NoError(t, w.stapler.Wait(t.Context()))
+	require.ErrorContains(t, w.stapler.Wait(t.Context()), "1 Must-Staple certificates have no staple")
 
 	stapled := func() bool {
 		listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{GetCertificate: c.GetCertificate})
@@ -623,7 +733,7 @@ func TestOverTheNetwork(t *testing.T) {
 	}
 	require.False(t, stapled())
 	text := w.scrape(t)
-	requireValue(t, 1, text, labels("unstapled"))
+	requireValue(t, 1, text, labels("must-staple-missing"))
 	requireValue(t, 1, text, fmt.Sprintf(`staple_failing_certificates{responder_host="%s"}`, host))
 	requireValue(t, 1, text, fmt.Sprintf(`staple_unstapled_handshakes_total{responder_host="%s"}`, host))
 

@@ -294,7 +294,7 @@ func checkAlarms(s *Schedule, items []*Item) error {
 			at = min(at, it.waits)
 		}
 		if h := &it.held; h.end > 0 {
-			for _, moment := range []int64{h.end - (h.end-h.start)/4, h.end - (h.end-h.start)/20, h.end} {
+			for _, moment := range []int64{h.end - (h.end-h.from)/4, h.end - (h.end-h.from)/20, h.end} {
 				if moment > t.now {
 					at = min(at, moment)
 				}

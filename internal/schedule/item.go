@@ -3,6 +3,8 @@ package schedule
 import (
 	"fmt"
 	"time"
+
+	"github.com/go-staple/staple/internal/wall"
 )
 
 // A State tells where an Item is.
@@ -102,6 +104,48 @@ func (it *Item) Outage() int {
 	return 0
 }
 
+// Ending reports whether its staple ends soon and nothing newer has come though it should have: a quarter of what was left
+// when it came is left, or less, and whoever was asked since then had nothing newer, or cannot be asked.
+func (it *Item) Ending(now time.Time) bool {
+	h, at := &it.held, wall.MicroOf(now)
+	switch first := h.moment(0); {
+	case !h.current(at) || h.quiet || at < first:
+		return false
+	default:
+		return it.began.at >= first || it.fails > 0 || it.stands() != Scheduled || it.due <= at
+	}
+}
+
+// Pause returns the last failure of others for which it waits, and when their pause lets the next request through, which
+// may be about another one. Zero: no pause keeps it waiting.
+func (it *Item) Pause() (until time.Time, err error) {
+	if it.route == nil || it.forced {
+		return time.Time{}, nil
+	}
+	by := it.route.blocks()
+	if by == nil {
+		return time.Time{}, nil
+	}
+	opens := it.route.opens()
+	switch it.stands() {
+	case Idle, Working:
+		return time.Time{}, nil
+	case Scheduled:
+		if it.due >= opens {
+			return time.Time{}, nil
+		}
+	}
+	return timeOf(opens), by.pause.err
+}
+
+// stands returns where it is, or will be as soon as its worker is free.
+func (it *Item) stands() State {
+	if it.state == Storing {
+		return it.then
+	}
+	return it.state
+}
+
 func timeOf(micro int64) time.Time {
 	if micro == 0 {
 		return time.Time{}
@@ -127,9 +171,10 @@ func (it *Item) urgency(now int64) class {
 	return routine
 }
 
-// hold makes h what is held.
-func (it *Item) hold(h Held, now int64) {
+// hold makes h what is held. It came at the time came; 0: before, nobody knows when.
+func (it *Item) hold(h Held, came, now int64) {
 	it.held = h.micro()
+	it.held.from = min(max(it.held.start, came), it.held.end)
 	it.held.age(now)
 	it.rank.end = it.held.end
 	it.tries, it.fails = 0, 0

@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -109,4 +110,123 @@ func TestHostsThatRefreshFillsKeepNobodyFromTheCache(t *testing.T) {
 	got, task := s.Next(s.now)
 	require.Equal(t, it, got)
 	require.Equal(t, Peek, task)
+}
+
+func TestAStapleEndsSoonByWhatWasLeftWhenItCame(t *testing.T) {
+	const hours = time.Hour
+	old := func(s *script, left time.Duration) Held { // from the beginning
+		return Held{ThisUpdate: s.now.Add(-28 * 24 * hours), Until: s.now.Add(left), End: s.now.Add(left)}
+	}
+	for _, tt := range []struct {
+		name string
+		play func(s *script, it *Item)
+		want bool
+	}{
+		{"when it comes", func(s *script, it *Item) {
+			s.end(it, Outcome{Result: Newer, Asked: true, Held: old(s, 8*hours)})
+		}, false},
+		{"when a quarter is left and nobody was asked since", func(s *script, it *Item) {
+			s.end(it, Outcome{Result: Newer, Asked: true, Held: old(s, 8*hours)})
+			s.pass(5 * hours)
+			require.Equal(s.t, it, s.next())
+			s.end(it, Outcome{Result: Unchanged, Asked: true, By: at("h/")})
+			s.pass(hours)
+		}, false},
+		{"when the next round is due", func(s *script, it *Item) {
+			s.end(it, Outcome{Result: Newer, Asked: true, Held: old(s, 8*hours)})
+			s.pass(5 * hours)
+			require.Equal(s.t, it, s.next())
+			s.end(it, Outcome{Result: Unchanged, Asked: true, By: at("h/")})
+			s.pass(2 * hours)
+		}, true},
+		{"when there was nothing newer in the last quarter", func(s *script, it *Item) {
+			s.end(it, Outcome{Result: Newer, Asked: true, Held: old(s, 8*hours)})
+			for after := time.Duration(0); after <= 6*hours; {
+				it, d := s.await()
+				after += d
+				s.end(it, Outcome{Result: Unchanged, Asked: true, By: at("h/")})
+			}
+		}, true},
+		{"when the last round failed", func(s *script, it *Item) {
+			s.end(it, Outcome{Result: Newer, Asked: true, Held: old(s, 8*hours)})
+			it, after := s.await()
+			s.fail(it, Certificate)
+			s.pass(6*hours - after)
+			require.Equal(s.t, 2*hours, timeOf(it.held.end).Sub(s.now))
+		}, true},
+		{"when it was there before, and nobody knows since when", func(s *script, it *Item) {
+			s.end(it, Outcome{Result: Deferred, Until: s.now})
+			s.Hold(it, old(s, 8*hours), s.now)
+		}, true},
+		{"when nobody wants to know", func(s *script, it *Item) {
+			h := old(s, 8*hours)
+			h.Quiet = true
+			s.end(it, Outcome{Result: Newer, Asked: true, Held: h})
+			s.pass(7 * hours)
+		}, false},
+		{"when it has ended", func(s *script, it *Item) {
+			s.end(it, Outcome{Result: Newer, Asked: true, Held: old(s, 8*hours)})
+			s.pass(9 * hours)
+		}, false},
+		{"when it came while another one was held", func(s *script, it *Item) {
+			s.end(it, Outcome{Result: Newer, Asked: true, Held: old(s, 8*hours)})
+			s.pass(hours)
+			s.Hold(it, old(s, 9*hours), s.now)
+		}, false},
+		{"when it came by a clock that was fast", func(s *script, it *Item) {
+			s.end(it, Outcome{Result: Newer, Asked: true, Held: newer(s.now.Add(-72*hours), 96*hours).Held})
+			s.now = s.now.Add(-72 * hours)
+			s.Step(slices.Values(s.items), s.now)
+			s.pass(72 * hours)
+		}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newScript(t, 1)
+			it := s.add("ca", "h/")
+			require.Equal(t, it, s.next())
+			tt.play(s, it)
+			require.Equal(t, tt.want, it.Ending(s.now))
+		})
+	}
+}
+
+func TestAPauseHasAReasonAndAnEndForThoseThatItKeepsWaiting(t *testing.T) {
+	s := newScript(t, 4)
+	held, failed, waits, other := s.add("ca", "h/"), s.add("ca", "h/"), s.add("ca", "h/"), s.add("ca", "other/")
+	require.Equal(t, held, s.next())
+	s.ok(held)
+	free := func(it *Item) {
+		t.Helper()
+		until, err := it.Pause()
+		require.Zero(t, until)
+		require.NoError(t, err)
+	}
+	for _, it := range s.items {
+		free(it)
+	}
+	for it := s.next(); it != nil; it = s.next() {
+		if it == other {
+			s.ok(it)
+		} else {
+			s.fail(it, Host)
+		}
+	}
+	for _, it := range []*Item{failed, waits} {
+		until, err := it.Pause()
+		require.True(t, until.After(s.now))
+		require.Equal(t, until, s.NextAsk(it, s.now))
+		require.ErrorIs(t, err, errTest)
+	}
+	free(held) // it is due after that
+	free(other)
+	s.Refresh(failed, s.now)
+	free(failed)
+	first := s.next()
+	require.Equal(t, failed, first)
+	free(first)
+	s.ok(first)
+	free(waits)
+	s.Rest(waits, s.now)
+	free(waits)
+	free(new(Item))
 }

@@ -141,7 +141,7 @@ func (n *naive) done(e *entry, o Outcome, inCohort bool) {
 		e.then, e.forced = Idle, false
 		return
 	case o.Result == Newer:
-		n.take(e, o.Held)
+		n.take(e, o.Held, n.now)
 		n.follow(e, old, was)
 		w := naivelyRefresh(n, e)
 		if w.from > n.now || !o.Asked {

@@ -148,7 +148,7 @@ func naivelyUrgency(n *naive, e *entry) class {
 		return routine
 	case e.held.revoked:
 		return patient
-	case naivelyCurrent(n, e) && n.now < e.held.end-(e.held.end-e.held.start)/4:
+	case naivelyCurrent(n, e) && n.now < e.held.end-(e.held.end-e.held.from)/4:
 		return routine
 	case naivelyCurrent(n, e):
 		return nearEnd
@@ -327,8 +327,11 @@ func (n *naive) rest(e *entry) {
 }
 
 func (n *naive) hold(e *entry, h Held) {
-	old := e.held
-	n.take(e, h)
+	old, came := e.held, n.now
+	if old.end == 0 {
+		came = 0 // it was there before
+	}
+	n.take(e, h, came)
 	n.follow(e, old, e.name)
 	if e.forced && naivelyCurrent(n, e) && !h.Revoked && e.due >= e.held.end {
 		e.due = e.held.end
@@ -345,17 +348,18 @@ func (n *naive) hold(e *entry, h Held) {
 	}
 }
 
-// take makes h what is held.
-func (n *naive) take(e *entry, h Held) {
+// take makes h what is held, since it came.
+func (n *naive) take(e *entry, h Held, came int64) {
 	e.held = held{start: h.ThisUpdate.UnixMicro(), until: h.Until.UnixMicro(), end: h.End.UnixMicro(), revoked: h.Revoked, quiet: h.Quiet}
+	e.held.from = min(max(came, e.held.start), e.held.end)
 	e.held.stage = naivelyStage(n, e)
 	e.tries, e.fails = 0, 0
 }
 
 // naivelyStage returns how many of the moments in the life of its staple have passed.
 func naivelyStage(n *naive, e *entry) (stage int8) {
-	validity := e.held.end - e.held.start
-	for _, at := range []int64{e.held.end - validity/4, e.held.end - validity/20, e.held.end} {
+	whole := e.held.end - e.held.from
+	for _, at := range []int64{e.held.end - whole/4, e.held.end - whole/20, e.held.end} {
 		if e.held.end > 0 && at <= n.now {
 			stage++
 		}
@@ -403,6 +407,7 @@ func (n *naive) step() {
 	}
 	for _, e := range n.entries {
 		e.askedAt, e.began = min(e.askedAt, n.now), min(e.began, n.now)
+		e.held.from = min(e.held.from, max(n.now, e.held.start))
 		e.held.stage = min(e.held.stage, naivelyStage(n, e))
 		switch {
 		case e.it.gone:

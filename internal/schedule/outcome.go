@@ -78,7 +78,7 @@ func (s *Schedule) Done(it *Item, o Outcome, now time.Time) {
 		s.part(it)
 		return
 	case o.Result == Newer:
-		it.hold(o.Held, s.tree.now)
+		it.hold(o.Held, s.tree.now, s.tree.now)
 		if it.due = it.refresh(s.tree.now, s.tree.rand); it.due <= s.tree.now && o.Asked {
 			it.due = it.unchanged(s.tree.now, s.tree.rand) // it is what there is: not to be asked for again at once
 		}

@@ -23,6 +23,7 @@ func (h Held) Due(now time.Time) bool {
 // held is Held in Unix microseconds.
 type held struct {
 	start, until int64
+	from         int64 // when it came, or start: its moments are parts of what was left then
 	end          int64 // 0: nothing is held
 	revoked      bool
 	quiet        bool
@@ -42,18 +43,18 @@ const (
 	firstTurn    = 5 * second // that a first round waits for its turn during the pause of an authority
 )
 
-// moments in the life of a staple, by what is left of it then: the first is a quarter, the second a twentieth
-// of its validity.
+// moments in the life of a staple, by what is left of it then: the first is a quarter, the second a twentieth of what
+// was left when it came, since some responders make responses that are old from the beginning.
 const moments = 3
 
 // moment returns the n-th moment in the life of h.
 func (h *held) moment(n int8) int64 {
-	validity := h.end - h.start
+	whole := h.end - h.from
 	switch n {
 	case 0:
-		return h.end - validity/4
+		return h.end - whole/4
 	case 1:
-		return h.end - validity/20
+		return h.end - whole/20
 	}
 	return h.end
 }

@@ -17,7 +17,7 @@ var anyChance = chance(rand.Int64N)
 // holding returns a certificate that holds what is valid from start to end.
 func holding(start, end time.Time) *Item {
 	it := &Item{expires: end.Add(10_000 * aDay).UnixMicro()}
-	it.hold(Held{ThisUpdate: start, Until: end, End: end}, start.UnixMicro())
+	it.hold(Held{ThisUpdate: start, Until: end, End: end}, 0, start.UnixMicro())
 	return it
 }
 
@@ -61,7 +61,7 @@ func TestRefreshTimeOfWhatHasComeLateOrIsRevokedOrHasASignerThatEndsFirst(t *tes
 		if tt.latest == math.MaxInt64 {
 			it.expires = tt.h.End.UnixMicro()
 		}
-		it.hold(tt.h, epoch)
+		it.hold(tt.h, 0, epoch)
 		for range 100 {
 			due := it.refresh(epoch, anyChance)
 			if tt.latest == math.MaxInt64 {

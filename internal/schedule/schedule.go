@@ -52,7 +52,7 @@ const (
 type NoticeKind int8
 
 const (
-	StapleEnding NoticeKind = iota // a quarter, or a twentieth of its validity is left
+	StapleEnding NoticeKind = iota // a quarter, or a twentieth is left of what was left when it came
 	StapleEnded
 	Expired // the certificate itself: it is Idle now
 	Paused  // what it needs for its first round pauses: that has ended with Err
@@ -155,7 +155,11 @@ func (s *Schedule) Hold(it *Item, h Held, now time.Time) {
 		return
 	}
 	c := it.route.cohorts[it.held.end]
-	it.hold(h, s.tree.now)
+	came := int64(0)
+	if it.held.end > 0 {
+		came = s.tree.now
+	}
+	it.hold(h, came, s.tree.now)
 	if it.forced {
 		it.due = it.clip(it.due, s.tree.now)
 	}
@@ -374,11 +378,7 @@ func (s *Schedule) Notices() []Notice {
 func (s *Schedule) NextAsk(it *Item, now time.Time) time.Time {
 	s.tree.now = wall.MicroOf(now)
 	at := s.tree.now
-	state := it.state
-	if state == Storing {
-		state = it.then
-	}
-	switch state {
+	switch it.stands() {
 	case Idle:
 		return time.Time{}
 	case Scheduled:
@@ -419,13 +419,11 @@ func (s *Schedule) Step(items iter.Seq[*Item], now time.Time) {
 		s.release(it.cohort)
 		it.age, it.began.at = min(it.age, t.now), min(it.began.at, t.now)
 		h := &it.held
+		h.from = min(h.from, max(h.start, t.now))
 		for h.stage > 0 && h.moment(h.stage-1) > t.now {
 			h.stage--
 		}
-		state := it.state
-		if state == Storing {
-			state = it.then
-		}
+		state := it.stands()
 		switch {
 		case it.over && t.now < it.expires:
 			it.over = false

@@ -158,7 +158,7 @@ func TestASuccessorThatIsPublishedLate(t *testing.T) {
 }
 
 // micro makes held comparable with another one.
-func (h held) micro() held { h.stage = 0; return h }
+func (h held) micro() held { h.stage, h.from = 0, 0; return h }
 
 func TestAResponderThatIsBackOneMinuteBeforeTheEnd(t *testing.T) {
 	for _, f := range []Fault{Certificate, CA, URL, Host} {
