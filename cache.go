@@ -320,13 +320,6 @@ func (c *guardedCache) call(ctx context.Context, b *breaker.Breaker, f func() er
 	return err
 }
 
-// writable reports whether it is time to see whether a cache can be written that could not.
-func (c *guardedCache) writable() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.writes.Due(time.Now())
-}
-
 // forgive makes it go on as if no call to write had been slow.
 func (c *guardedCache) forgive() {
 	c.mu.Lock()
@@ -334,19 +327,39 @@ func (c *guardedCache) forgive() {
 	c.writes = breaker.Breaker{}
 }
 
-// deleteCached deletes what the cache has under key.
+// deleteCached deletes what the cache has under key, now or when it works again.
 func (g *engine) deleteCached(key string) {
 	g.mu.Lock()
 	ctx := g.store
 	g.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
-	g.reportCache(writing, g.cache.Delete(ctx, key))
+	err := g.cache.Delete(ctx, key)
+	if err != nil {
+		g.mu.Lock()
+		if len(g.kept) < untold {
+			g.kept = append(g.kept, key)
+		}
+		g.mu.Unlock()
+	}
+	g.reportCache(deleting, err)
 }
 
 // storeRest stores what the cache did not take when it came, in the background, with mu held.
-func (g *engine) storeRest() {
-	if g.cache == nil || g.storing && !g.closed {
+func (g *engine) storeRest() { g.attend(0) }
+
+// probeCache sees whether what fails of the cache works again, and stores the rest, in the background, with mu held:
+// nobody else may have a use for it for hours.
+func (g *engine) probeCache() {
+	if g.trouble != 0 && time.Since(g.probed) >= maxSleep {
+		g.probed = time.Now()
+		g.attend(g.trouble)
+	}
+}
+
+// attend does what storeRest and probeCache do: failing is what to see about.
+func (g *engine) attend(failing trouble) {
+	if g.cache == nil || g.storing && !g.closed || g.first == nil {
 		return
 	}
 	var rest []*entry
@@ -355,10 +368,12 @@ func (g *engine) storeRest() {
 			rest = append(rest, e)
 		}
 	}
-	if len(rest) == 0 {
+	kept := g.kept
+	if len(rest) == 0 && len(kept) == 0 && failing == 0 {
 		return
 	}
-	g.storing = true
+	one := g.first.entry()
+	g.storing, g.kept = true, nil
 	g.wg.Add(1)
 	go func() {
 		defer g.wg.Done()
@@ -366,11 +381,74 @@ func (g *engine) storeRest() {
 			g.mu.Lock()
 			defer g.mu.Unlock()
 			g.storing = false
+			g.kept = append(g.kept, kept...)
 		}()
 		for _, e := range rest {
 			if !e.save() {
 				return
 			}
 		}
+		for g.ctx.Err() == nil && len(kept) > 0 {
+			key := kept[0]
+			kept = kept[1:]
+			if g.deleteCached(key); g.failing()&deleting != 0 {
+				return
+			}
+		}
+		one.probe(g.failing() & failing)
 	}()
+}
+
+func (g *engine) failing() trouble {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.trouble
+}
+
+// probe calls the cache to see whether what fails of it works again: it reads what there is about e, writes the same, and
+// takes e's lock for a moment.
+func (e *entry) probe(failing trouble) {
+	g := e.engine
+	if failing == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(g.ctx, storeTimeout)
+	defer cancel()
+	der, err := g.cache.Get(ctx, e.cacheKey())
+	if isMiss(err) {
+		der, err = nil, nil
+	}
+	if g.ctx.Err() != nil {
+		return
+	}
+	if g.reportCache(reading, err); err != nil {
+		return
+	}
+	if failing&writing != 0 {
+		if len(der) == 0 {
+			g.mu.Lock()
+			if held := e.known.Held(); held != nil {
+				der = held.DER
+			}
+			g.mu.Unlock()
+		}
+		if len(der) > 0 {
+			err = g.cache.Put(ctx, e.cacheKey(), der)
+			if g.ctx.Err() != nil {
+				return
+			}
+			if g.reportCache(writing, err); err != nil {
+				return
+			}
+		}
+	}
+	if failing&locking != 0 {
+		unlock, ok, err := g.locker.TryLock(ctx, e.cacheKey(), time.Second)
+		if g.ctx.Err() == nil {
+			g.reportCache(locking, err)
+		}
+		if err == nil && ok {
+			unlock()
+		}
+	}
 }

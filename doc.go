@@ -36,7 +36,7 @@
 // unless [Stapler.StapleRevoked] says so. A certificate that names no responder,
 // as those of many public authorities do not any more, is served as it is.
 //
-// What happens goes to [Stapler.Logger] as far as an operator should know, to
+// What begins and ends goes to [Stapler.Logger] as far as an operator should know, to
 // [Stapler.OnEvent] in full, and can be asked for with [Certificate.Status].
 //
 // # What bypasses it

@@ -15,6 +15,7 @@ import (
 	"github.com/go-staple/staple/internal/ask"
 	"github.com/go-staple/staple/internal/choose"
 	"github.com/go-staple/staple/internal/exchange"
+	"github.com/go-staple/staple/internal/report"
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/wall"
 	"golang.org/x/crypto/ocsp"
@@ -108,6 +109,12 @@ func (d *driver) arm() {
 	if now := d.now(); !next.IsZero() {
 		wait = min(max(next.Sub(now), 0), maxSleep)
 	}
+	if g.trouble != 0 {
+		wait = min(wait, max(time.Until(g.probed.Add(maxSleep)), 0))
+	}
+	if t := g.report.When(); !t.IsZero() {
+		wait = min(wait, max(time.Until(t), 0))
+	}
 	wakes := time.Now().Add(wait)
 	if d.armed && !wakes.Before(d.wakes) {
 		return
@@ -161,8 +168,9 @@ func (d *driver) tick() {
 	}
 	g.collect()
 	g.forget()
-	if g.cache != nil && g.cache.writable() {
-		g.storeRest()
+	g.probeCache()
+	for _, line := range g.report.Look(time.Now()) {
+		g.logReport(line)
 	}
 	g.schedule.Look(now)
 	d.run()
@@ -209,6 +217,7 @@ func (d *driver) show() {
 		if e := c.entry(); e.known.Held() != nil {
 			if _, stapled := c.current(); !stapled {
 				e.publishTo(c)
+				g.tell(e, report.Unstapled)
 			}
 		}
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/go-staple/staple/internal/crew"
 	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/name"
-	"github.com/go-staple/staple/internal/quiet"
+	"github.com/go-staple/staple/internal/report"
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/seen"
 	"github.com/go-staple/staple/internal/wall"
@@ -71,8 +71,11 @@ type engine struct {
 
 	unusable bounded.Map[string, bool] // URLs that the log has named
 	trouble  trouble                   // of the cache
+	troubled time.Time                 // since when it has any
+	probed   time.Time                 // when it was looked last whether it still has
 	storing  bool                      // storeRest is at it
-	spoken   quiet.Limiter[EventKind]
+	kept     []string                  // keys of what the cache did not delete
+	report   report.Log[*entry]
 }
 
 func newEngine(s *Stapler) *engine {
@@ -226,8 +229,12 @@ func (g *engine) launch(handles ...*Certificate) {
 	}
 	now := g.driver.now()
 	for _, c := range handles {
-		if e := c.entry(); !e.settled && !e.final {
+		e := c.entry()
+		if !e.settled && !e.final {
 			g.schedule.Start(&e.item, now)
+		}
+		if e.mustStaple && now.Before(e.leaf.NotAfter) {
+			g.tell(e, report.Unstapled)
 		}
 	}
 	g.driver.run()
@@ -265,6 +272,7 @@ func (g *engine) drop(c *Certificate) {
 		delete(g.carried, e)
 		delete(g.early, e)
 		g.schedule.Remove(&e.item, g.driver.now())
+		g.tell(e, report.Gone)
 		if e.cancel != nil {
 			e.cancel()
 		}

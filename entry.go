@@ -19,6 +19,7 @@ import (
 	"github.com/go-staple/staple/internal/muststaple"
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/ocspder"
+	"github.com/go-staple/staple/internal/report"
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/wall"
 	"golang.org/x/crypto/ocsp"
@@ -264,6 +265,15 @@ func (e *entry) unstaple() {
 	}
 }
 
+// isStapled reports whether handshakes carry a staple now, with engine.mu held.
+func (e *entry) isStapled() bool {
+	if len(e.handles) == 0 {
+		return false
+	}
+	_, stapled := e.handles[0].current()
+	return stapled
+}
+
 // holding is r as the schedule wants to know it. Nobody is told that a staple ends together with
 // its certificate, since no successor is wanted.
 func (e *entry) holding(r *response) schedule.Held {
@@ -342,6 +352,11 @@ func (e *entry) conclude(o outcome) {
 		e.failures = 0
 		e.askable.Store(false)
 		done.Result = schedule.Final
+		if errors.Is(o.err, errExpired) {
+			g.tell(e, report.Gone)
+		} else {
+			g.tell(e, report.Answered)
+		}
 		g.log(slog.LevelDebug, "a certificate is not stapled", e, slog.Any("error", o.err))
 	default:
 		e.failures++
@@ -399,6 +414,9 @@ func (e *entry) rest(err error) {
 		g.notices.expired.add(e.cacheKey(), backlog.Notable)
 	}
 	g.schedule.Rest(&e.item, g.driver.now())
+	if errors.Is(err, errExpired) {
+		g.tell(e, report.Gone)
+	}
 	g.log(slog.LevelDebug, "a certificate is not stapled", e, slog.Any("error", err))
 	e.changed.broadcast()
 }

@@ -5,10 +5,14 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-staple/staple/internal/backlog"
 	"github.com/go-staple/staple/internal/name"
+	"github.com/go-staple/staple/internal/report"
+	"github.com/go-staple/staple/internal/wall"
 )
 
 // An EventKind tells what an [Event] is about.
@@ -174,73 +178,144 @@ func (g *engine) emit(e *entry, ev Event) {
 	ev.Certificate = e.handles[0]
 	ev.Status = ev.Certificate.status()
 	how := eventLines[ev.Kind]
-	level := how.level
-	switch ev.Kind {
-	case EventFailed:
-		if e.failures > 1 || e.item.Outage() > 1 || !g.mayLog(e, ev.Kind) {
-			level = slog.LevelDebug
-		}
-	case EventExpiring, EventExpired:
-		if !g.mayLog(e, ev.Kind) {
-			level = slog.LevelDebug
-		}
+	if !g.tell(e, how.kind) {
+		g.log(slog.LevelDebug, how.text, e, append([]slog.Attr{slog.String("event", ev.Kind.String())}, attributes(ev.Status, ev.Err)...)...)
 	}
-	attrs := []slog.Attr{slog.String("event", ev.Kind.String())}
-	if ev.Status.Responder != "" {
-		attrs = append(attrs, slog.String("responder", ev.Status.Responder))
-	}
-	if !ev.Status.Expires.IsZero() {
-		attrs = append(attrs, slog.Time("expires", ev.Status.Expires))
-	}
-	if !ev.Status.NextRefresh.IsZero() {
-		attrs = append(attrs, slog.Time("next", ev.Status.NextRefresh))
-	}
-	if ev.Err != nil {
-		attrs = append(attrs, slog.Any("error", ev.Err))
-	}
-	g.log(level, how.text, e, attrs...)
 	if g.onEvent != nil {
 		g.notices.events.add(ev, ev.Kind.importance())
 	}
 }
 
-// eventLines are what the log says of events.
+// attributes are what a line says of a certificate besides its name.
+func attributes(st Status, err error) (attrs []slog.Attr) {
+	if st.Responder != "" {
+		attrs = append(attrs, slog.String("responder", st.Responder))
+	}
+	if !st.Expires.IsZero() {
+		attrs = append(attrs, slog.Time("expires", st.Expires))
+	}
+	if !st.NextRefresh.IsZero() {
+		attrs = append(attrs, slog.Time("next", st.NextRefresh))
+	}
+	if err != nil {
+		attrs = append(attrs, slog.Any("error", err))
+	}
+	return attrs
+}
+
+// eventLines are what the debug lines of events say, and what they are to those who decide on the others.
 var eventLines = [...]struct {
+	kind report.Kind
+	text string
+}{
+	EventStapled:    {report.Stapled, "OCSP response stapled"},
+	EventUnchanged:  {report.Answered, "OCSP response unchanged"},
+	EventFailed:     {report.Failed, reportLines[report.Failed].text},
+	EventExpiring:   {report.Expiring, reportLines[report.Expiring].text},
+	EventExpired:    {report.Expired, reportLines[report.Expired].text},
+	EventRevoked:    {report.Revoked, reportLines[report.Revoked].text},
+	EventReinstated: {report.Reinstated, reportLines[report.Reinstated].text},
+}
+
+// reportLines are the lines that an operator is to see.
+var reportLines = [...]struct {
 	level slog.Level
 	text  string
 }{
-	EventStapled:    {slog.LevelDebug, "OCSP response stapled"},
-	EventUnchanged:  {slog.LevelDebug, "OCSP response unchanged"},
-	EventFailed:     {slog.LevelWarn, "OCSP response not obtained"},
-	EventExpiring:   {slog.LevelWarn, "OCSP staple is about to end"},
-	EventExpired:    {slog.LevelError, "OCSP staple has ended"},
-	EventRevoked:    {slog.LevelError, "certificate is revoked"},
-	EventReinstated: {slog.LevelWarn, "certificate is good again after it was revoked"},
+	report.Failed:     {slog.LevelWarn, "OCSP response not obtained"},
+	report.Answered:   {slog.LevelInfo, "OCSP responses are obtained again"},
+	report.Expiring:   {slog.LevelWarn, "OCSP staple is about to end"},
+	report.Expired:    {slog.LevelError, "OCSP staple has ended"},
+	report.Unstapled:  {slog.LevelError, "Must-Staple certificate has no OCSP staple"},
+	report.Stapled:    {slog.LevelInfo, "stapled again"},
+	report.Revoked:    {slog.LevelError, "certificate is revoked"},
+	report.Reinstated: {slog.LevelWarn, "certificate is good again after it was revoked"},
+	report.Gone:       {slog.LevelInfo, "no longer asked about, after trouble"},
 }
 
-// mayLog reports whether an event may stand in the log for all to see: one of a kind
-// in a minute, since an outage of a host befalls all its certificates. The rest is for
-// those who debug, and for OnEvent.
-func (g *engine) mayLog(e *entry, k EventKind) bool {
-	return g.spoken.Allow(e.item.Host(), k, time.Now())
+// tell writes what there is to write about e now that something has befallen it, with mu held. It reports whether that
+// has a line of its own.
+func (g *engine) tell(e *entry, kind report.Kind) (said bool) {
+	ev := report.Event[*entry]{Of: e, Kind: kind, Host: e.item.Host(), MustStaple: e.mustStaple, Stapled: e.isStapled()}
+	if kind == report.Failed {
+		ev.Outage = e.item.Outage()
+	}
+	for _, line := range g.report.Tell(ev, time.Now()) {
+		g.logReport(line)
+		said = said || line.Kind == kind && line.About[0] == e && reportLines[kind].level >= slog.LevelWarn
+	}
+	return said
+}
+
+// logReport queues a line that an operator is to see, with mu held.
+func (g *engine) logReport(line report.Line[*entry]) {
+	if line.Kind == report.Unstapled { // of one that nobody can be asked about, the schedule does not say that it expires
+		line.About = slices.DeleteFunc(line.About, func(e *entry) bool {
+			over := !wall.Now().Before(e.leaf.NotAfter)
+			if over {
+				g.tell(e, report.Gone)
+			}
+			return over
+		})
+		if len(line.About) == 0 {
+			return
+		}
+	}
+	how, e, all := reportLines[line.Kind], line.About[0], len(line.About)+line.More
+	l := logLine{level: how.level, message: "staple: " + how.text, about: e.leaf, mustStaple: e.mustStaple,
+		attrs: []slog.Attr{slog.String("event", line.Kind.String())}}
+	for _, other := range line.About[1:] {
+		l.others = append(l.others, other.leaf)
+	}
+	ended := line.Kind.Ends()
+	if ended && all > report.Named {
+		l.about, l.others = nil, nil
+		if e.responder != "" {
+			l.attrs = append(l.attrs, slog.String("responder", e.responder))
+		}
+	} else if len(e.handles) > 0 {
+		st := e.handles[0].status()
+		if st.Revoked && !st.RevokedAt.IsZero() {
+			l.attrs = append(l.attrs, slog.Time("revoked_at", st.RevokedAt))
+		}
+		if st.Revoked {
+			l.attrs = append(l.attrs, slog.String("reason", name.Reason(st.RevocationReason)))
+		}
+		err := e.err
+		if ended {
+			err = nil
+		}
+		l.attrs = append(l.attrs, attributes(st, err)...)
+	}
+	if line.Lasted > 0 {
+		l.attrs = append(l.attrs, slog.Duration("lasted", line.Lasted.Round(time.Second)))
+	}
+	if ended {
+		l.attrs = append(l.attrs, slog.Int("certificates", all))
+	} else if line.More > 0 {
+		l.attrs = append(l.attrs, slog.Int("more", line.More))
+	}
+	g.addLine(l)
 }
 
 // A logLine is one that waits to be written.
 type logLine struct {
-	level   slog.Level
-	message string
-	about   *x509.Certificate // nil: none
-	attrs   []slog.Attr
+	level      slog.Level
+	message    string
+	about      *x509.Certificate // nil: none
+	mustStaple bool
+	others     []*x509.Certificate
+	attrs      []slog.Attr
 }
 
 // log queues a line about e, with mu held.
 func (g *engine) log(level slog.Level, message string, e *entry, attrs ...slog.Attr) {
-	g.addLine(logLine{level, "staple: " + message, e.leaf, attrs})
+	g.addLine(logLine{level: level, message: "staple: " + message, about: e.leaf, mustStaple: e.mustStaple, attrs: attrs})
 }
 
 // say queues a line about no certificate, with mu held.
 func (g *engine) say(level slog.Level, message string, attrs ...slog.Attr) {
-	g.addLine(logLine{level, "staple: " + message, nil, attrs})
+	g.addLine(logLine{level: level, message: "staple: " + message, attrs: attrs})
 }
 
 func (g *engine) addLine(l logLine) {
@@ -259,11 +334,42 @@ func (g *engine) write(l logLine) {
 	if !g.logger.Enabled(ctx, l.level) {
 		return
 	}
+	var attrs []slog.Attr
 	if l.about != nil {
-		l.attrs = append([]slog.Attr{slog.String("certificate", name.Of(l.about))}, l.attrs...)
+		subject, serial := name.Parts(l.about)
+		attrs = append(attrs, slog.String("name", subject), slog.String("serial", serial))
+		if l.mustStaple {
+			attrs = append(attrs, slog.Bool("must_staple", true))
+		}
 	}
-	g.logger.LogAttrs(ctx, l.level, l.message, l.attrs...)
+	for _, a := range l.attrs {
+		if err, ok := a.Value.Any().(error); ok && l.about != nil {
+			a.Value = slog.AnyValue(nameless{err, name.Of(l.about)})
+		}
+		attrs = append(attrs, a)
+	}
+	if len(l.others) > 0 {
+		var names []string
+		for _, c := range l.others {
+			subject, serial := name.Parts(c)
+			names = append(names, subject+" "+serial)
+		}
+		attrs = append(attrs, slog.String("others", strings.Join(names, ", ")))
+	}
+	g.logger.LogAttrs(ctx, l.level, l.message, attrs...)
 }
+
+// A nameless error does not name the certificate that its line is about once more.
+type nameless struct {
+	error
+	name string
+}
+
+func (e nameless) Error() string {
+	return strings.ReplaceAll(strings.TrimPrefix(e.error.Error(), "no OCSP response for "+e.name+": "), e.name, "it")
+}
+
+func (e nameless) Unwrap() error { return e.error }
 
 // A trouble is what of the cache fails at present, as bits: one line is logged for each
 // outage. engine.mu guards it.
@@ -272,6 +378,7 @@ type trouble uint8
 const (
 	reading trouble = 1 << iota
 	writing
+	deleting
 	locking
 )
 
@@ -285,10 +392,13 @@ func (g *engine) reportCache(doing trouble, err error) {
 	}
 	switch {
 	case was == 0 && err != nil:
-		name := map[trouble]string{reading: "reading", writing: "writing", locking: "locking"}[doing]
+		g.troubled = time.Now()
+		g.probed = g.troubled
+		name := map[trouble]string{reading: "reading", writing: "writing", deleting: "deleting from", locking: "locking"}[doing]
 		g.say(slog.LevelWarn, name+" the OCSP cache fails; stapling goes on without", slog.Any("error", err))
+		g.driver.arm()
 	case was != 0 && g.trouble == 0:
-		g.say(slog.LevelInfo, "the OCSP cache works again")
+		g.say(slog.LevelInfo, "the OCSP cache works again", slog.Duration("lasted", time.Since(g.troubled).Round(time.Second)))
 	}
 	if was&writing != 0 && g.trouble&writing == 0 {
 		g.storeRest()

@@ -43,7 +43,8 @@ func TestEventKindString(t *testing.T) {
 	}
 }
 
-// TestTheLogLineOfEachEvent writes down what an operator may filter by. Each event is one line.
+// TestTheLogLineOfEachEvent writes down what an operator may filter by. Each event is one line, and each end of trouble
+// another one.
 func TestTheLogLineOfEachEvent(t *testing.T) {
 	type step struct {
 		name    string
@@ -52,7 +53,8 @@ func TestTheLogLineOfEachEvent(t *testing.T) {
 		event   string
 		level   string
 		message string
-		attrs   []string // besides certificate, event and next
+		attrs   []string // besides name, serial, must_staple, event and next
+		ends    []string // their events, messages and lasted
 	}
 	down := stapletest.Answer{HTTPStatus: 503}
 	held := []string{"expires", "responder"}
@@ -62,21 +64,27 @@ func TestTheLogLineOfEachEvent(t *testing.T) {
 		var lines world.Text
 		s := w.Stapler(func(s *staple.Stapler) { s.Logger = lines.Logger() })
 		w.Responder.Set(nil, down)
-		cert := w.Leaf()
+		cert := w.Leaf(world.MustStaple)
 		serial := strings.ReplaceAll(fmt.Sprintf("% x", cert.Leaf.SerialNumber.Bytes()), " ", ":")
 		c, err := s.Add(cert)
 		require.NoError(t, err)
-		require.NoError(t, s.Wait(t.Context()))
+		require.Error(t, s.Wait(t.Context()))
+		const again = "answered staple: OCSP responses are obtained again"
 		for _, tt := range []step{
-			{"the first round fails", down, -1, "failed", "WARN", "staple: OCSP response not obtained", []string{"error"}},
-			{"stapled", stapletest.Answer{Period: world.Day}, time.Hour, "stapled", "DEBUG", "staple: OCSP response stapled", held},
-			{"nothing newer", stapletest.Answer{Period: world.Day}, time.Hour, "unchanged", "DEBUG", "staple: OCSP response unchanged", held},
-			{"a refresh fails", down, time.Hour, "failed", "WARN", "staple: OCSP response not obtained", failing},
-			{"it fails again", down, time.Hour, "failed", "DEBUG", "staple: OCSP response not obtained", failing},
-			{"a quarter is left", down, -6 * world.Day, "expiring", "WARN", "staple: OCSP staple is about to end", failing},
-			{"the end", down, -2 * world.Day, "expired", "ERROR", "staple: OCSP staple has ended", failing},
-			{"revoked", stapletest.Answer{Status: ocsp.Revoked, RevocationReason: ocsp.CertificateHold}, time.Hour, "revoked", "ERROR", "staple: certificate is revoked", held},
-			{"a hold is lifted", stapletest.Answer{}, time.Hour, "reinstated", "WARN", "staple: certificate is good again after it was revoked", held},
+			{"the first round fails", down, -1, "failed", "WARN", "staple: OCSP response not obtained", []string{"error"}, nil},
+			{"stapled", stapletest.Answer{Period: world.Day}, time.Hour, "stapled", "DEBUG", "staple: OCSP response stapled", held, []string{again + " 0s"}},
+			{"nothing newer", stapletest.Answer{Period: world.Day}, time.Hour, "unchanged", "DEBUG", "staple: OCSP response unchanged", held, nil},
+			{"a refresh fails", down, time.Hour, "failed", "WARN", "staple: OCSP response not obtained", failing, nil},
+			{"it fails again", down, time.Hour, "failed", "DEBUG", "staple: OCSP response not obtained", failing, nil},
+			{"a quarter is left", down, -6 * world.Day, "expiring", "WARN", "staple: OCSP staple is about to end", failing, nil},
+			{"the end", down, -20*time.Hour - time.Minute, "expired", "ERROR", "staple: OCSP staple has ended", failing, nil},
+			{"it is Must-Staple", down, -time.Hour, "unstapled", "ERROR", "staple: Must-Staple certificate has no OCSP staple", append(failing, "lasted"), nil},
+			{"stapled again", stapletest.Answer{}, time.Hour, "stapled", "DEBUG", "staple: OCSP response stapled", held,
+				[]string{again + " 167h1m0s", "stapled staple: stapled again 1h1m0s"}},
+			{"revoked", stapletest.Answer{Status: ocsp.Revoked, RevocationReason: ocsp.CertificateHold}, time.Hour, "revoked", "ERROR", "staple: certificate is revoked",
+				append(held, "revoked_at", "reason"), nil},
+			{"a hold is lifted", stapletest.Answer{}, time.Hour, "reinstated", "WARN", "staple: certificate is good again after it was revoked",
+				append(held, "lasted", "certificates"), nil},
 		} {
 			w.Responder.Set(nil, tt.answer)
 			if tt.pass > 0 {
@@ -87,26 +95,47 @@ func TestTheLogLineOfEachEvent(t *testing.T) {
 				time.Sleep(-tt.pass)
 			}
 			synctest.Wait()
-			all := lines.TakeLines(t)
+			var all []map[string]any
+			var ends []string
+			for _, line := range lines.TakeLines(t) {
+				if line["level"] != "INFO" {
+					if (line["event"] == "unstapled") == (tt.event == "unstapled") {
+						all = append(all, line)
+					}
+					continue
+				}
+				require.EqualValues(t, 1, line["certificates"])
+				lasted := time.Duration(line["lasted"].(float64))
+				ends = append(ends, fmt.Sprint(line["event"], " ", line["msg"], " ", lasted))
+			}
+			require.Equal(t, tt.ends, ends, tt.name)
 			events := w.Log.Events()
 			w.Log.Clear()
-			require.Len(t, all, len(events), "one line an event: %s", tt.name)
-			i := slices.IndexFunc(events, func(e staple.Event) bool { return e.Kind.String() == tt.event })
+			i := slices.IndexFunc(all, func(line map[string]any) bool { return line["event"] == tt.event })
 			require.GreaterOrEqual(t, i, 0, tt.name)
-			line, st := all[i], events[i].Status
-			attrs := append([]string{"certificate", "event", "level", "msg", "next", "time"}, tt.attrs...)
+			line := all[i]
+			if tt.event != "unstapled" {
+				require.Len(t, all, len(events), "one line an event: %s", tt.name)
+				require.Equal(t, tt.event, events[i].Kind.String())
+				requireTime(t, events[i].Status.NextRefresh, line["next"])
+			}
+			attrs := append([]string{"name", "serial", "must_staple", "event", "level", "msg", "next", "time"}, tt.attrs...)
 			require.ElementsMatch(t, attrs, slices.Collect(maps.Keys(line)), tt.name)
-			require.Equal(t, tt.event, line["event"])
 			require.Equal(t, tt.level, line["level"], tt.name)
 			require.Equal(t, tt.message, line["msg"])
-			require.Equal(t, `"CN=www.example.com" (serial `+serial+`)`, line["certificate"])
-			requireTime(t, st.NextRefresh, line["next"])
-			if line["expires"] != nil {
-				requireTime(t, st.Expires, line["expires"])
-				require.Equal(t, st.Responder, line["responder"])
+			require.Equal(t, "CN=www.example.com", line["name"])
+			require.Equal(t, serial, line["serial"])
+			require.Equal(t, true, line["must_staple"])
+			if line["expires"] != nil && tt.event != "unstapled" {
+				requireTime(t, events[i].Status.Expires, line["expires"])
+				require.Equal(t, events[i].Status.Responder, line["responder"])
 			}
 			if line["error"] != nil {
-				require.Equal(t, events[i].Err.Error(), line["error"])
+				require.Regexp(t, `^staple: "http://ocsp.example[^"]*": .*\(HTTP status 503\)$`, line["error"], "it says what others say")
+			}
+			if tt.event == "revoked" {
+				requireTime(t, events[i].Status.RevokedAt, line["revoked_at"])
+				require.Equal(t, "certificateHold", line["reason"])
 			}
 			if tt.pass > 0 {
 				time.Sleep(tt.pass)
@@ -256,6 +285,7 @@ func TestAnIssuerThatIsNotFoundIsToldOf(t *testing.T) {
 					require.Equal(t, i == 0, line["level"] == "WARN", "%s", line)
 					require.Equal(t, "failed", line["event"])
 					require.Contains(t, line["error"], staple.ErrNoIssuer.Error())
+					require.NotContains(t, line["error"], line["name"])
 					require.Equal(t, tt.again, line["next"] != nil)
 				}
 			})

@@ -61,11 +61,19 @@ type Stapler struct {
 	// one that issued them.
 	Issuers []*x509.Certificate
 
-	// Logger receives a line for what an operator should know of, and debug
-	// lines for the rest: in an outage, one line a minute for each responder host
-	// and kind of event. If nil, slog.Default() is used. Nothing waits for a handler
-	// that blocks. Several thousand lines wait for it; then those of the lowest
-	// level are left out first, and a line tells how many.
+	// Logger receives what an operator should know of at level Info and above, and the
+	// rest at Debug. While nothing fails there is no line at Info. There is a warning
+	// when an outage begins, a certificate fails on its own, a staple is about to end,
+	// a certificate is good again after it was revoked, or the cache fails; an error
+	// when a staple has ended, a certificate is revoked, or a Must-Staple certificate
+	// has had no staple for five minutes, and then each hour; and an Info line when any
+	// of this has ended. Of each kind there is one line a minute for a responder host at
+	// most; the next one names or counts the certificates of those left out.
+	// docs/operations.md has all lines and attributes.
+	//
+	// If nil, slog.Default() is used. Nothing waits for a handler that blocks. Several
+	// thousand lines wait for it; then those of the lowest level are left out first, and
+	// a line tells how many.
 	Logger *slog.Logger
 
 	// OnEvent, if not nil, is called for each [Event]: one call at a time, in

@@ -1,8 +1,10 @@
-// Package name says in errors and logs which certificate is meant, and when: [Of] names a certificate, [Serial] its
-// serial number alone, [Time] a moment. What comes out is printable and of bounded length, whatever went in.
+// Package name says in errors and logs which certificate is meant, when, and why: [Of] names a certificate, [Parts] does
+// so in two parts, [Serial] shows a serial number, [Time] a moment, [Reason] why a certificate was revoked. What comes
+// out is printable and of bounded length, whatever went in.
 package name
 
 import (
+	"cmp"
 	"crypto/x509"
 	"fmt"
 	"math/big"
@@ -18,19 +20,26 @@ func Of(c *x509.Certificate) string {
 	if c == nil {
 		return "no certificate"
 	}
-	name := c.Subject.String()
+	subject, serial := Parts(c)
+	return `"` + subject + `" (serial ` + serial + ")"
+}
+
+// Parts returns what Of consists of.
+func Parts(c *x509.Certificate) (subject, serial string) {
+	subject = c.Subject.String()
 	switch {
-	case name != "":
+	case subject != "":
 	case len(c.DNSNames) > 0:
-		name = c.DNSNames[0]
+		subject = c.DNSNames[0]
 	case len(c.IPAddresses) > 0:
-		name = c.IPAddresses[0].String()
+		subject = c.IPAddresses[0].String()
 	}
-	serial := "unknown"
+	subject = fmt.Sprintf("%.100q", subject)
+	serial = "unknown"
 	if c.SerialNumber != nil {
 		serial = Serial(content(c.SerialNumber))
 	}
-	return fmt.Sprintf("%.100q (serial %s)", name, serial)
+	return subject[1 : len(subject)-1], serial
 }
 
 // Serial returns a serial number, the content of an INTEGER in DER, as certificate viewers show it: 04:a1:3f. A negative
@@ -71,3 +80,10 @@ func content(n *big.Int) (b []byte) {
 	s.ReadASN1Bytes(&b, asn1.INTEGER)
 	return b
 }
+
+// reasons are those of RFC 5280, section 5.3.1.
+var reasons = map[int]string{0: "unspecified", 1: "keyCompromise", 2: "cACompromise", 3: "affiliationChanged", 4: "superseded",
+	5: "cessationOfOperation", 6: "certificateHold", 8: "removeFromCRL", 9: "privilegeWithdrawn", 10: "aACompromise"}
+
+// Reason returns the name of a reason for a revocation, or its number if it has none.
+func Reason(n int) string { return cmp.Or(reasons[n], fmt.Sprint(n)) }

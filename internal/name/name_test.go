@@ -3,12 +3,14 @@ package name
 import (
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"fmt"
 	"math/big"
 	"net"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ocsp"
 )
 
 func TestOf(t *testing.T) {
@@ -34,5 +36,16 @@ func TestOf(t *testing.T) {
 			`"` + strings.Repeat("x", 100) + `" (serial 7f` + strings.Repeat(":00", 19) + `...)`},
 	} {
 		require.Equal(t, test.want, Of(test.c))
+		if test.c != nil {
+			subject, serial := Parts(test.c)
+			require.Equal(t, test.want, fmt.Sprintf(`"%s" (serial %s)`, subject, serial))
+		}
 	}
+}
+
+func TestReasonsHaveTheNamesOfRFC5280(t *testing.T) {
+	require.Equal(t, "keyCompromise", Reason(ocsp.KeyCompromise))
+	require.Equal(t, "certificateHold", Reason(ocsp.CertificateHold))
+	require.Equal(t, "aACompromise", Reason(ocsp.AACompromise))
+	require.Equal(t, "7", Reason(7), "it is not used")
 }

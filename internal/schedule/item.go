@@ -96,12 +96,14 @@ func (it *Item) Host() string {
 	return it.route.ends[0].host().key.url
 }
 
-// Outage returns how often in a row others failed that it needs, if they pause: at least once then.
-func (it *Item) Outage() int {
-	if by := it.route.blocks(); by != nil {
-		return int(by.pause.failures)
+// Outage names what it needs and pauses, a host, a URL, or an authority at one, with others that need the same. It
+// returns "" if nothing does.
+func (it *Item) Outage() string {
+	by := it.route.blocks()
+	if by == nil {
+		return ""
 	}
-	return 0
+	return fmt.Sprint(by.level, " ", by.key.url, " ", by.key.ca)
 }
 
 // Ending reports whether its staple ends soon and nothing newer has come though it should have: a quarter of what was left

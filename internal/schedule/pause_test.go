@@ -32,12 +32,19 @@ func TestWhatIsAtFaultPausesAndNothingElse(t *testing.T) {
 		it := s.add("ca1", "h1/1")
 		require.Equal(t, it, s.next())
 		s.fail(it, tt.fault)
+		first := it.Outage()
+		require.Equal(t, tt.fault == Certificate, first == "")
 		s.pass(time.Microsecond)
 		sameCA, sameURL := s.add("ca1", "h1/1"), s.add("ca2", "h1/1")
 		sameHost, other := s.add("ca2", "h1/2"), s.add("ca2", "h2/1")
 		can := s.all()
 		for it, want := range map[*Item]bool{sameCA: tt.sameCA, sameURL: tt.sameURL, sameHost: tt.sameHost, other: tt.other} {
 			require.Equal(t, want, slices.Contains(can, it), "fault %d", tt.fault)
+			outage := first
+			if want {
+				outage = ""
+			}
+			require.Equal(t, outage, it.Outage(), "fault %d", tt.fault)
 		}
 	}
 }

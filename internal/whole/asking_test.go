@@ -264,14 +264,15 @@ func TestAURLThatNobodyCanAskIsLoggedOnce(t *testing.T) {
 
 func TestCloseClosesTheConnectionsOfAnyFetcherThatCan(t *testing.T) {
 	w := world.New(t)
-	server := httptest.NewServer(w.Responder)
-	t.Cleanup(server.Close)
+	server := httptest.NewUnstartedServer(w.Responder)
 	closed := make(chan bool, 1)
 	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateClosed {
 			closed <- true
 		}
 	}
+	server.Start()
+	t.Cleanup(server.Close)
 	s := &staple.Stapler{Fetcher: struct{ *staple.HTTPFetcher }{new(staple.HTTPFetcher)}, Logger: w.Stapler().Logger}
 	c, err := s.Add(w.Leaf(world.Responders(server.URL)))
 	require.NoError(t, err)

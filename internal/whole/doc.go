@@ -11,6 +11,8 @@
 //	fleet          processes that share a cache, with a lock and without
 //	cache          caches that fail, hang, are slow, or full
 //	hang           a cache that answers nothing, is passed by, and works again; what is deleted from it
+//	recovers       how soon the log says that a cache works again
+//	night          the log of a night, which is in docs/operations.md
 //	rogue, blocked what Staplers call that panics, ends the goroutine, blocks, or uses its memory again
 //	restart        more certificates at a start than the cache tells about before TLSConfig returns
 //	dircache, crash, processes

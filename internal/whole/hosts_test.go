@@ -144,7 +144,8 @@ func TestFirstStaplesComeBeforeThoseNearTheirEndAndThoseBeforeRoutine(t *testing
 		// Both are due after half a minute, the one with half of its life before it first.
 		old := w.Leaf(world.Names("urgent"))
 		w.Responder.Set(old.Leaf, stapletest.Answer{Validity: 7 * 71 * time.Second, Age: 6 * 71 * time.Second})
-		w.Responder.Set(old.Leaf, stapletest.Answer{Replay: w.Responder.Response(old.Leaf)})
+		old.OCSPStaple = w.Responder.Response(old.Leaf) // which has not come just now, as far as anybody knows
+		w.Responder.Set(old.Leaf, stapletest.Answer{Replay: old.OCSPStaple})
 		urgent := w.Add(s, old)
 		routine := add("routine", stapletest.Answer{Validity: 58 * time.Second})
 		blocker := add("blocker", stapletest.Answer{})
