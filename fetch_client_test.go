@@ -245,8 +245,7 @@ func TestHostileResponders(t *testing.T) {
 		testhttp.HostileServer{Name: "login page of a captive portal",
 			Err:    `not an OCSP response, Content-Type "text/html", 12 bytes that begin with "<html>log in"`,
 			Handle: testhttp.Says("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>log in")},
-		testhttp.HostileServer{Name: "500 with a valid body", Err: "500 Internal Server Error",
-			Handle: with("HTTP/1.1 500 Oops", valid)},
+		testhttp.HostileServer{Name: "500 with a valid body", Err: "500 Internal Server Error", Handle: with("HTTP/1.1 500 Oops", valid)},
 		testhttp.HostileServer{Name: "valid response for another certificate",
 			Err: "no response matching the supplied certificate", Handle: with("HTTP/1.1 200 OK", valid)})
 	for _, tt := range servers {

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"strings"
@@ -101,4 +103,101 @@ func TestControl(t *testing.T) {
 		require.ErrorContains(t, r.Err, "127.0.0.1 is not a globally reachable address")
 		require.Zero(t, asked.Load())
 	})
+}
+
+// tlsServer returns the URL of a server whose certificate nobody trusts, which may want one of its clients, and what trusts it.
+func tlsServer(t *testing.T, wants tls.ClientAuthType) (string, *tls.Config) {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Header.Get("Authorization")) }))
+	s.TLS = &tls.Config{ClientAuth: wants}
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s.URL, s.Client().Transport.(*http.Transport).TLSClientConfig
+}
+
+func TestErrorsNameTheURLThatFailedAndWhatWouldHelp(t *testing.T) {
+	unknown, _ := tlsServer(t, tls.NoClientCert)
+	wanting, trusting := tlsServer(t, tls.RequireAnyClientCert)
+	for _, tt := range []struct {
+		name   string
+		to     string
+		trusts *tls.Config
+		want   string
+	}{
+		{"an unknown root", unknown, nil, "certificate signed by unknown authority (HTTPFetcher.Client can be given the root to trust)"},
+		{"a client certificate is wanted", wanting, trusting, "(HTTPFetcher.Client can be given a client certificate, if that is what it wants)"},
+		{"no answer that is of use", testhttp.NewServer(t, testhttp.RepliesStatus(404)), nil, "404 Not Found"},
+		{"a scheme that is not asked", "ftp://user:password@ftp.example/", nil, "not an http or https URL"},
+	} {
+		for _, redirected := range []bool{false, true} {
+			if !redirected && tt.to[:3] == "ftp" {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s, redirected: %v", tt.name, redirected), func(t *testing.T) {
+				c, _ := newClient(t)
+				c.Trust = "HTTPFetcher.Client"
+				c.HTTP.Transport.(*http.Transport).TLSClientConfig = tt.trusts
+				target, want := tt.to, tt.want
+				if redirected {
+					target = testhttp.NewServer(t, http.RedirectHandler(tt.to, http.StatusFound))
+					want = fmt.Sprintf("redirected to %q: ", Shown(tt.to))
+				}
+				r := c.Do(t.Context(), http.MethodGet, target, nil, http.Header{})
+				require.ErrorContains(t, r.Err, want)
+				require.ErrorContains(t, r.Err, tt.want)
+				require.NotContains(t, r.Err.Error(), "password")
+				if !redirected {
+					require.NotContains(t, r.Err.Error(), "redirected")
+				}
+			})
+		}
+	}
+}
+
+func TestCredentialsGoWhereTheyBelongAlone(t *testing.T) {
+	whatIsSent := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "sent: "+r.Header.Get("Authorization"))
+	})
+	elsewhere := testhttp.NewServer(t, whatIsSent)
+	mux := http.NewServeMux()
+	mux.Handle("/here", whatIsSent)
+	mux.Handle("/moved", http.RedirectHandler("/here", http.StatusFound))
+	mux.Handle("/away", http.RedirectHandler(elsewhere, http.StatusFound))
+	server := testhttp.NewServer(t, mux)
+	for _, tt := range []struct {
+		name, path string
+		user       *url.Userinfo
+		sent       bool
+	}{
+		{"none", "/here", nil, false},
+		{"at once", "/here", url.UserPassword("user", "password"), true},
+		{"behind a redirect to the same server", "/moved", url.UserPassword("user", "password"), true},
+		{"not to another one, be it at another port of the same address", "/away", url.UserPassword("user", "password"), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, _ := newClient(t)
+			c.User = tt.user
+			r := c.Do(t.Context(), http.MethodGet, server+tt.path, nil, http.Header{})
+			require.NoError(t, r.Err)
+			want := "sent: "
+			if tt.sent {
+				want += "Basic dXNlcjpwYXNzd29yZA=="
+			}
+			require.Equal(t, want, string(r.Body))
+		})
+	}
+}
+
+func TestShown(t *testing.T) {
+	for in, want := range map[string]string{
+		"http://ocsp.example/a@b?c@d":              "http://ocsp.example/a@b?c@d",
+		" http://user:password@ocsp.example/a\r\n": "http://ocsp.example/a",
+		"http://user:p@ss@ocsp.example":            "http://ocsp.example",
+		"http://user:pass word@%zz":                "http://%zz",
+		"user:password@ocsp.example/path":          "ocsp.example/path",
+		"//user@ocsp.example?q":                    "//ocsp.example?q",
+		"":                                         "",
+	} {
+		require.Equal(t, want, Shown(in), in)
+	}
 }
