@@ -213,7 +213,7 @@ func (e *entry) adoptCarried(issuer *x509.Certificate) {
 			e.unstaple()
 		}
 		if refused != nil && !g.closed {
-			g.log(slog.LevelWarn, "the OCSP staple that came with a certificate was refused", e, slog.Any("error", refused))
+			g.notices.log(slog.LevelWarn, "the OCSP staple that came with a certificate was refused", e, slog.Any("error", refused))
 		}
 	}()
 	for _, der := range k.staples {

@@ -109,8 +109,8 @@ func (d *driver) arm() {
 	if now := d.now(); !next.IsZero() {
 		wait = min(max(next.Sub(now), 0), maxSleep)
 	}
-	if g.trouble != 0 {
-		wait = min(wait, max(time.Until(g.probed.Add(maxSleep)), 0))
+	if g.storage.trouble != 0 {
+		wait = min(wait, max(time.Until(g.storage.probed.Add(maxSleep)), 0))
 	}
 	if t := g.report.When(); !t.IsZero() {
 		wait = min(wait, max(time.Until(t), 0))
@@ -168,9 +168,9 @@ func (d *driver) tick() {
 	}
 	g.collect()
 	g.forget()
-	g.probeCache()
+	g.storage.look()
 	for _, line := range g.report.Look(time.Now()) {
-		g.logReport(line)
+		g.notices.logReport(line)
 	}
 	g.schedule.Look(now)
 	d.run()
@@ -203,7 +203,7 @@ func (d *driver) clockSet(now time.Time) {
 		go func() {
 			defer g.wg.Done()
 			for i := 0; i < len(doubtful) && g.ctx.Err() == nil; i++ {
-				doubtful[i].reconsider()
+				d.reconsider(doubtful[i])
 			}
 		}()
 	}
@@ -217,7 +217,7 @@ func (d *driver) show() {
 		if e := c.entry(); e.known.Held() != nil {
 			if _, stapled := c.current(); !stapled {
 				e.publishTo(c)
-				g.tell(e, report.Unstapled)
+				g.notices.tell(e, report.Unstapled)
 			}
 		}
 	}
@@ -227,10 +227,10 @@ func (d *driver) show() {
 	}
 }
 
-// reconsider asks the Verifier again about what lies in the future since the clock was set: it is held no longer if that
+// reconsider asks the Verifier again about what is held for e and lies in the future since the clock was set: it is held no longer if that
 // refuses it now, and again once that does not.
-func (e *entry) reconsider() {
-	g := e.engine
+func (d *driver) reconsider(e *entry) {
+	g := d.engine
 	issuer := e.localIssuer()
 	g.mu.Lock()
 	held, early := e.known.Held(), g.early[e]
@@ -262,10 +262,10 @@ func (e *entry) reconsider() {
 	e.known.Drop()
 	e.unstaple()
 	e.final = false
-	now := g.driver.now()
+	now := d.now()
 	g.schedule.Hold(&e.item, schedule.Held{}, now)
 	g.schedule.Start(&e.item, now)
-	g.driver.run()
+	d.run()
 }
 
 // notAsked is what an HTTPError has, and nothing else, where schedule.NoFault would mean

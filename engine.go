@@ -34,8 +34,6 @@ const (
 type engine struct {
 	fetcher       Fetcher
 	verifier      Verifier
-	cache         *guardedCache // nil: none
-	locker        Locker
 	issuers       []*x509.Certificate
 	logger        *slog.Logger
 	onEvent       func(Event)
@@ -60,6 +58,8 @@ type engine struct {
 	carried    map[*entry]*carried
 	early      map[*entry]*response // what was held and lay in the future when the clock was set back
 
+	storage storage
+
 	schedule *schedule.Schedule
 	driver   driver
 	notices  notices
@@ -70,11 +70,6 @@ type engine struct {
 	released seen.Released
 
 	unusable bounded.Map[string, bool] // URLs that the log has named
-	trouble  trouble                   // of the cache
-	troubled time.Time                 // since when it has any
-	probed   time.Time                 // when it was looked last whether it still has
-	storing  bool                      // storeRest is at it
-	kept     []string                  // keys of what the cache did not delete
 	report   report.Log[*entry]
 }
 
@@ -105,12 +100,7 @@ func newEngine(s *Stapler) *engine {
 	if f, ok := g.fetcher.(interface{ fetchTimeout() time.Duration }); ok {
 		g.fetchTimeout = f.fetchTimeout()
 	}
-	if s.Cache != nil {
-		g.cache = newGuardedCache(s.Cache)
-		if g.cache.locker != nil {
-			g.locker = g.cache
-		}
-	}
+	g.storage.init(g, s.Cache)
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.store = context.WithoutCancel(g.ctx)
 	g.schedule = newSchedule(s.Concurrency, s.Cache != nil)
@@ -128,9 +118,9 @@ func (g *engine) close() {
 		defer cancel()
 		g.cancel()
 		g.driver.disarm()
-		if g.cache != nil {
-			g.cache.forgive()
-			g.storeRest()
+		if g.storage.cache != nil {
+			g.storage.cache.Forgive()
+			g.storage.storeRest()
 		}
 		for _, e := range g.entries {
 			e.changed.broadcast()
@@ -172,7 +162,7 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 		for _, u := range unusable {
 			if !g.unusable.Get(u) {
 				g.unusable.Put(u, true)
-				g.log(slog.LevelWarn, "the URL of an OCSP responder is neither http nor https, and nobody asks there", e, slog.String("responder", u))
+				g.notices.log(slog.LevelWarn, "the URL of an OCSP responder is neither http nor https, and nobody asks there", e, slog.String("responder", u))
 			}
 		}
 	}
@@ -214,7 +204,7 @@ func (g *engine) warnOfChain(c *Certificate) {
 	for i, der := range c.chain()[1:] {
 		if _, err := issuers.Intern(der); err != nil {
 			g.mu.Lock()
-			g.log(slog.LevelWarn, "a certificate of a chain does not parse", c.entry(), slog.Int("index", i+1), slog.Any("error", err))
+			g.notices.log(slog.LevelWarn, "a certificate of a chain does not parse", c.entry(), slog.Int("index", i+1), slog.Any("error", err))
 			g.mu.Unlock()
 		}
 	}
@@ -234,7 +224,7 @@ func (g *engine) launch(handles ...*Certificate) {
 			g.schedule.Start(&e.item, now)
 		}
 		if e.mustStaple && now.Before(e.leaf.NotAfter) {
-			g.tell(e, report.Unstapled)
+			g.notices.tell(e, report.Unstapled)
 		}
 	}
 	g.driver.run()
@@ -272,7 +262,7 @@ func (g *engine) drop(c *Certificate) {
 		delete(g.carried, e)
 		delete(g.early, e)
 		g.schedule.Remove(&e.item, g.driver.now())
-		g.tell(e, report.Gone)
+		g.notices.tell(e, report.Gone)
 		if e.cancel != nil {
 			e.cancel()
 		}

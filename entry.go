@@ -298,7 +298,7 @@ func (e *entry) adopt(r *response, stored bool) {
 		next := g.driver.next(e)
 		e.settled = next.After(now) || next.IsZero() && e.item.State() == schedule.Scheduled // or not any more: the leaf ends before
 	}
-	g.emit(e, Event{Kind: kind})
+	g.notices.emit(e, Event{Kind: kind})
 	e.changed.broadcast()
 	g.driver.run()
 }
@@ -353,11 +353,11 @@ func (e *entry) conclude(o outcome) {
 		e.askable.Store(false)
 		done.Result = schedule.Final
 		if errors.Is(o.err, errExpired) {
-			g.tell(e, report.Gone)
+			g.notices.tell(e, report.Gone)
 		} else {
-			g.tell(e, report.Answered)
+			g.notices.tell(e, report.Answered)
 		}
-		g.log(slog.LevelDebug, "a certificate is not stapled", e, slog.Any("error", o.err))
+		g.notices.log(slog.LevelDebug, "a certificate is not stapled", e, slog.Any("error", o.err))
 	default:
 		e.failures++
 		kind, done.Result = EventFailed, schedule.Failed
@@ -375,7 +375,7 @@ func (e *entry) conclude(o outcome) {
 	e.settled = true
 	e.rounds++
 	if kind != 0 {
-		g.emit(e, o.event(kind))
+		g.notices.emit(e, o.event(kind))
 	}
 	e.changed.broadcast()
 }
@@ -385,9 +385,9 @@ func (e *entry) noted(n schedule.Notice) {
 	g := e.engine
 	switch n.Kind {
 	case schedule.StapleEnding:
-		g.emit(e, Event{Kind: EventExpiring, Err: e.err})
+		g.notices.emit(e, Event{Kind: EventExpiring, Err: e.err})
 	case schedule.StapleEnded:
-		g.emit(e, Event{Kind: EventExpired, Err: e.err})
+		g.notices.emit(e, Event{Kind: EventExpired, Err: e.err})
 	case schedule.Expired:
 		e.rest(errExpired)
 	case schedule.Paused:
@@ -398,7 +398,7 @@ func (e *entry) noted(n schedule.Notice) {
 		e.failures++
 		e.err = fmt.Errorf("no OCSP response for %s: nobody was asked so far, since requests about others have failed: %w",
 			name.Of(e.leaf), n.Err)
-		g.emit(e, Event{Kind: EventFailed, Err: e.err})
+		g.notices.emit(e, Event{Kind: EventFailed, Err: e.err})
 		e.changed.broadcast()
 	}
 }
@@ -409,15 +409,15 @@ func (e *entry) rest(err error) {
 	e.err, e.final, e.settled, e.forced, e.failures = err, true, true, false, 0
 	e.rounds++
 	e.askable.Store(false)
-	if g.cache != nil && errors.Is(err, errExpired) {
+	if g.storage.cache != nil && errors.Is(err, errExpired) {
 		e.stored = false
 		g.notices.expired.add(e.cacheKey(), backlog.Notable)
 	}
 	g.schedule.Rest(&e.item, g.driver.now())
 	if errors.Is(err, errExpired) {
-		g.tell(e, report.Gone)
+		g.notices.tell(e, report.Gone)
 	}
-	g.log(slog.LevelDebug, "a certificate is not stapled", e, slog.Any("error", err))
+	g.notices.log(slog.LevelDebug, "a certificate is not stapled", e, slog.Any("error", err))
 	e.changed.broadcast()
 }
 

@@ -78,6 +78,7 @@ type Event struct {
 
 // Notices are what others are to be told, who may take their time: whoever listens to one kind waits for no other kind.
 type notices struct {
+	engine  *engine
 	lines   teller[logLine]
 	events  teller[Event]
 	expired teller[string] // the keys of certificates: what the cache has of them is of no use any more
@@ -85,15 +86,16 @@ type notices struct {
 }
 
 func (n *notices) init(g *engine) {
-	n.lines = teller[logLine]{engine: g, tell: g.write, caughtUp: func(missed int) {
-		g.say(slog.LevelWarn, "lines were left out, since the log did not keep up", slog.Int("lines", missed))
+	n.engine = g
+	n.lines = teller[logLine]{engine: g, tell: n.write, caughtUp: func(missed int) {
+		n.say(slog.LevelWarn, "lines were left out, since the log did not keep up", slog.Int("lines", missed))
 	}}
 	n.events = teller[Event]{engine: g, tell: g.onEvent, fellBehind: func() {
-		g.say(slog.LevelWarn, "OnEvent does not keep up; events are left out until it does, the least important first")
+		n.say(slog.LevelWarn, "OnEvent does not keep up; events are left out until it does, the least important first")
 	}, caughtUp: func(missed int) {
-		g.say(slog.LevelWarn, "OnEvent keeps up again, after events were left out", slog.Int("events", missed))
+		n.say(slog.LevelWarn, "OnEvent keeps up again, after events were left out", slog.Int("events", missed))
 	}}
-	n.expired = teller[string]{engine: g, tell: g.deleteCached}
+	n.expired = teller[string]{engine: g, tell: g.storage.delete}
 }
 
 // untold is how many notices of a kind may wait, at least; twice as many as there are certificates may, too.
@@ -171,18 +173,18 @@ func (k EventKind) importance() backlog.Rank {
 }
 
 // emit logs ev and hands it to OnEvent, with mu held.
-func (g *engine) emit(e *entry, ev Event) {
+func (n *notices) emit(e *entry, ev Event) {
 	if len(e.handles) == 0 {
 		return
 	}
 	ev.Certificate = e.handles[0]
 	ev.Status = ev.Certificate.status()
 	how := eventLines[ev.Kind]
-	if !g.tell(e, how.kind) {
-		g.log(slog.LevelDebug, how.text, e, append([]slog.Attr{slog.String("event", ev.Kind.String())}, attributes(ev.Status, ev.Err)...)...)
+	if !n.tell(e, how.kind) {
+		n.log(slog.LevelDebug, how.text, e, append([]slog.Attr{slog.String("event", ev.Kind.String())}, attributes(ev.Status, ev.Err)...)...)
 	}
-	if g.onEvent != nil {
-		g.notices.events.add(ev, ev.Kind.importance())
+	if n.engine.onEvent != nil {
+		n.events.add(ev, ev.Kind.importance())
 	}
 }
 
@@ -235,25 +237,25 @@ var reportLines = [...]struct {
 
 // tell writes what there is to write about e now that something has befallen it, with mu held. It reports whether that
 // has a line of its own.
-func (g *engine) tell(e *entry, kind report.Kind) (said bool) {
+func (n *notices) tell(e *entry, kind report.Kind) (said bool) {
 	ev := report.Event[*entry]{Of: e, Kind: kind, Host: e.item.Host(), MustStaple: e.mustStaple, Stapled: e.isStapled()}
 	if kind == report.Failed {
 		ev.Outage = e.item.Outage()
 	}
-	for _, line := range g.report.Tell(ev, time.Now()) {
-		g.logReport(line)
+	for _, line := range n.engine.report.Tell(ev, time.Now()) {
+		n.logReport(line)
 		said = said || line.Kind == kind && line.About[0] == e && reportLines[kind].level >= slog.LevelWarn
 	}
 	return said
 }
 
 // logReport queues a line that an operator is to see, with mu held.
-func (g *engine) logReport(line report.Line[*entry]) {
+func (n *notices) logReport(line report.Line[*entry]) {
 	if line.Kind == report.Unstapled { // of one that nobody can be asked about, the schedule does not say that it expires
 		line.About = slices.DeleteFunc(line.About, func(e *entry) bool {
 			over := !wall.Now().Before(e.leaf.NotAfter)
 			if over {
-				g.tell(e, report.Gone)
+				n.tell(e, report.Gone)
 			}
 			return over
 		})
@@ -295,7 +297,7 @@ func (g *engine) logReport(line report.Line[*entry]) {
 	} else if line.More > 0 {
 		l.attrs = append(l.attrs, slog.Int("more", line.More))
 	}
-	g.addLine(l)
+	n.addLine(l)
 }
 
 // A logLine is one that waits to be written.
@@ -309,16 +311,16 @@ type logLine struct {
 }
 
 // log queues a line about e, with mu held.
-func (g *engine) log(level slog.Level, message string, e *entry, attrs ...slog.Attr) {
-	g.addLine(logLine{level: level, message: "staple: " + message, about: e.leaf, mustStaple: e.mustStaple, attrs: attrs})
+func (n *notices) log(level slog.Level, message string, e *entry, attrs ...slog.Attr) {
+	n.addLine(logLine{level: level, message: "staple: " + message, about: e.leaf, mustStaple: e.mustStaple, attrs: attrs})
 }
 
 // say queues a line about no certificate, with mu held.
-func (g *engine) say(level slog.Level, message string, attrs ...slog.Attr) {
-	g.addLine(logLine{level: level, message: "staple: " + message, attrs: attrs})
+func (n *notices) say(level slog.Level, message string, attrs ...slog.Attr) {
+	n.addLine(logLine{level: level, message: "staple: " + message, attrs: attrs})
 }
 
-func (g *engine) addLine(l logLine) {
+func (n *notices) addLine(l logLine) {
 	rank := backlog.Notable
 	switch {
 	case l.level < slog.LevelInfo:
@@ -326,12 +328,12 @@ func (g *engine) addLine(l logLine) {
 	case l.level >= slog.LevelError:
 		rank = backlog.Grave
 	}
-	g.notices.lines.add(l, rank)
+	n.lines.add(l, rank)
 }
 
-func (g *engine) write(l logLine) {
+func (n *notices) write(l logLine) {
 	ctx := context.Background()
-	if !g.logger.Enabled(ctx, l.level) {
+	if !n.engine.logger.Enabled(ctx, l.level) {
 		return
 	}
 	var attrs []slog.Attr
@@ -356,7 +358,7 @@ func (g *engine) write(l logLine) {
 		}
 		attrs = append(attrs, slog.String("others", strings.Join(names, ", ")))
 	}
-	g.logger.LogAttrs(ctx, l.level, l.message, attrs...)
+	n.engine.logger.LogAttrs(ctx, l.level, l.message, attrs...)
 }
 
 // A nameless error does not name the certificate that its line is about once more.
@@ -370,37 +372,3 @@ func (e nameless) Error() string {
 }
 
 func (e nameless) Unwrap() error { return e.error }
-
-// A trouble is what of the cache fails at present, as bits: one line is logged for each
-// outage. engine.mu guards it.
-type trouble uint8
-
-const (
-	reading trouble = 1 << iota
-	writing
-	deleting
-	locking
-)
-
-// reportCache notes how it went this time. mu must not be held.
-func (g *engine) reportCache(doing trouble, err error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	was := g.trouble
-	if g.trouble &^= doing; err != nil {
-		g.trouble |= doing
-	}
-	switch {
-	case was == 0 && err != nil:
-		g.troubled = time.Now()
-		g.probed = g.troubled
-		name := map[trouble]string{reading: "reading", writing: "writing", deleting: "deleting from", locking: "locking"}[doing]
-		g.say(slog.LevelWarn, name+" the OCSP cache fails; stapling goes on without", slog.Any("error", err))
-		g.driver.arm()
-	case was != 0 && g.trouble == 0:
-		g.say(slog.LevelInfo, "the OCSP cache works again", slog.Duration("lasted", time.Since(g.troubled).Round(time.Second)))
-	}
-	if was&writing != 0 && g.trouble&writing == 0 {
-		g.storeRest()
-	}
-}

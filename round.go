@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -97,7 +96,7 @@ func (e *entry) round(task schedule.Task) {
 		}
 	}()
 	r.try(task)
-	e.save()
+	e.engine.storage.save(e)
 }
 
 // try does the I/O of a round and draws the conclusions.
@@ -133,7 +132,7 @@ func (r *round) attempt(task schedule.Task) outcome {
 	if task == schedule.Peek {
 		return peek
 	}
-	if g.locker != nil {
+	if g.storage.locker != nil {
 		var ok bool
 		var err error
 		r.unlock, ok, err = r.tryLock()
@@ -209,14 +208,14 @@ func (r *round) mayDefer() bool {
 // not due itself. One that is newer and due is adopted all the same.
 func (r *round) fresher() *response {
 	g, e := r.engine, r.entry
-	if g.cache == nil {
+	if g.storage.cache == nil {
 		return nil
 	}
 	loadCtx, cancel := context.WithTimeout(r.ctx, storeTimeout)
 	defer cancel()
-	found, err := e.load(loadCtx, r.issuer)
+	found, err := g.storage.load(loadCtx, e, r.issuer)
 	if r.ctx.Err() == nil {
-		g.reportCache(reading, err)
+		g.storage.report(reading, err)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -239,9 +238,9 @@ func (r *round) fresher() *response {
 func (r *round) tryLock() (unlock func(), ok bool, err error) {
 	ctx, cancel := context.WithTimeout(r.ctx, storeTimeout)
 	defer cancel()
-	unlock, ok, err = r.engine.locker.TryLock(ctx, r.cacheKey(), leaseTTL)
+	unlock, ok, err = r.engine.storage.locker.TryLock(ctx, r.cacheKey(), leaseTTL)
 	if r.ctx.Err() == nil {
-		r.engine.reportCache(locking, err)
+		r.engine.storage.report(locking, err)
 	}
 	return unlock, ok, err
 }
@@ -395,62 +394,4 @@ func unanswerable(leaf *x509.Certificate, now time.Time) error {
 		return errSelfSigned
 	}
 	return nil
-}
-
-// load returns the response that the cache has, verified, or nil. An error
-// is one of the cache's.
-func (e *entry) load(ctx context.Context, issuer *x509.Certificate) (*response, error) {
-	g := e.engine
-	der, err := g.cache.Get(ctx, e.cacheKey())
-	if isMiss(err) {
-		err = nil
-	}
-	if err != nil || len(der) == 0 {
-		return nil, err
-	}
-	g.mu.Lock()
-	held := e.known.Held()
-	g.mu.Unlock()
-	if held != nil && held.Is(der) {
-		return held, nil
-	}
-	r, err := e.verify(issuer, der)
-	if err == nil {
-		return r, nil
-	}
-	if r = e.verifyRevoked(issuer, der); r == nil {
-		g.mu.Lock()
-		g.log(slog.LevelDebug, "a cached OCSP response was refused", e, slog.Any("error", err))
-		g.mu.Unlock()
-	}
-	return r, nil
-}
-
-// save writes the response held to the cache, unless it is there, and reports whether that is done with.
-func (e *entry) save() bool {
-	g := e.engine
-	g.mu.Lock()
-	r, ctx := e.known.Held(), g.store
-	needed := e.unstored()
-	g.mu.Unlock()
-	if g.cache == nil || !needed {
-		return true
-	}
-	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
-	defer cancel()
-	err := g.cache.Put(ctx, e.cacheKey(), r.DER)
-	if err == nil {
-		g.mu.Lock()
-		if e.known.Held() == r {
-			e.stored = true
-		}
-		g.mu.Unlock()
-	}
-	g.reportCache(writing, err)
-	return err == nil
-}
-
-// unstored reports whether the response held should be in the cache and is not, with engine.mu held.
-func (e *entry) unstored() bool {
-	return e.known.Held() != nil && !e.stored && wall.Now().Before(e.leaf.NotAfter)
 }

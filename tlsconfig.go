@@ -152,7 +152,7 @@ func (w *wrapper) register(certs []tls.Certificate) {
 		switch {
 		case err != nil:
 			g.mu.Lock()
-			g.say(slog.LevelWarn, "a certificate of a tls.Config is not stapled", slog.Int("index", i), slog.Any("error", err))
+			g.notices.say(slog.LevelWarn, "a certificate of a tls.Config is not stapled", slog.Int("index", i), slog.Any("error", err))
 			g.mu.Unlock()
 		case g.register(c, leaf, certs[i].OCSPStaple, false):
 			known = append(known, c)

@@ -180,7 +180,7 @@ func TestWhatIsOldFromTheBeginningAndRenewedInTimeIsNeverExpiring(t *testing.T) 
 		time.Sleep(time.Minute)
 		for range 14 * 24 {
 			time.Sleep(time.Hour)
-			require.Equal(t, "stapled", detailOf(t, h, c).State, c.Status().Expires.Sub(time.Now()))
+			require.Equal(t, "stapled", detailOf(t, h, c).State, time.Until(c.Status().Expires))
 		}
 		w.turn(c, unavailable())
 		time.Sleep(time.Until(c.Status().Expires.Add(-2 * time.Hour)))

@@ -1,6 +1,7 @@
 package whole
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"fmt"
@@ -77,7 +78,10 @@ func (p *cachingProxy) RoundTrip(req *http.Request) (*http.Response, error) {
 		p.hits.Add(1)
 	}
 	rec := p.kept[req.URL.String()]
-	answer := &httptest.ResponseRecorder{Code: rec.Code, Body: rec.Body, HeaderMap: http.Header{"Content-Type": {"application/ocsp-response"}}}
+	answer := httptest.NewRecorder()
+	answer.Header().Set("Content-Type", "application/ocsp-response")
+	answer.WriteHeader(rec.Code)
+	answer.Body = bytes.NewBuffer(rec.Body.Bytes())
 	resp := answer.Result()
 	resp.Request = req
 	return resp, nil
