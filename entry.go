@@ -147,14 +147,13 @@ func (e *entry) setIssuer(issuer *x509.Certificate) {
 
 // judge has the Verifier judge answer. It returns what to staple of it, too: the Raw of the result, if the Verifier
 // accepts that, or else answer itself.
-func (e *entry) judge(issuer *x509.Certificate, answer []byte, now time.Time) (p *ocsp.Response, until time.Time, der []byte, err error) {
-	v := e.engine.verifier
+func judge(v Verifier, leaf, issuer *x509.Certificate, answer []byte, now time.Time) (p *ocsp.Response, until time.Time, der []byte, err error) {
 	_, ours := v.(*ResponseVerifier)
 	given := answer
 	if !ours {
 		given = bytes.Clone(answer) // it may do with it as it likes
 	}
-	p, until, err = v.Verify(given, e.leaf, issuer, now)
+	p, until, err = v.Verify(given, leaf, issuer, now)
 	switch {
 	case err != nil:
 		return nil, until, nil, err
@@ -166,7 +165,7 @@ func (e *entry) judge(issuer *x509.Certificate, answer []byte, now time.Time) (p
 		return p, until, p.Raw, nil
 	}
 	first, raw := *p, bytes.Clone(p.Raw)
-	again, end, err := v.Verify(bytes.Clone(raw), e.leaf, issuer, now)
+	again, end, err := v.Verify(bytes.Clone(raw), leaf, issuer, now)
 	if err != nil || again == nil || again.Status != first.Status || !again.ThisUpdate.Equal(first.ThisUpdate) {
 		return &first, until, answer, nil
 	}
@@ -177,7 +176,7 @@ func (e *entry) judge(issuer *x509.Certificate, answer []byte, now time.Time) (p
 // may change meanwhile.
 func (e *entry) verify(issuer *x509.Certificate, answer []byte) (*response, error) {
 	now := wall.Now()
-	r, err := e.verifyAt(issuer, answer, now)
+	r, err := verifyAt(e.engine.verifier, e.leaf, issuer, answer, now)
 	switch {
 	case err != nil:
 		return nil, err
@@ -188,9 +187,9 @@ func (e *entry) verify(issuer *x509.Certificate, answer []byte) (*response, erro
 	return r, nil
 }
 
-func (e *entry) verifyAt(issuer *x509.Certificate, answer []byte, now time.Time) (*response, error) {
+func verifyAt(v Verifier, leaf, issuer *x509.Certificate, answer []byte, now time.Time) (*response, error) {
 	answer = bytes.Clone(answer)
-	p, until, der, err := e.judge(issuer, answer, now)
+	p, until, der, err := judge(v, leaf, issuer, answer, now)
 	switch {
 	case err != nil:
 		return nil, err
@@ -206,7 +205,7 @@ func (e *entry) verifyAt(issuer *x509.Certificate, answer []byte, now time.Time)
 		ThisUpdate: wall.MicroOf(thisUpdate),
 		ProducedAt: wall.MicroOf(p.ProducedAt),
 		Until:      wall.MicroOf(until),
-		End:        min(wall.MicroOf(until), wall.MicroOf(e.leaf.NotAfter)),
+		End:        min(wall.MicroOf(until), wall.MicroOf(leaf.NotAfter)),
 	}
 	if p.Status == ocsp.Revoked {
 		r.Revoked, r.Reason = true, int8(p.RevocationReason)
@@ -217,12 +216,12 @@ func (e *entry) verifyAt(issuer *x509.Certificate, answer []byte, now time.Time)
 
 // verifyRevoked returns what the cache has if it is a revocation that was valid at its thisUpdate: that outlasts it. It is
 // nil otherwise.
-func (e *entry) verifyRevoked(issuer *x509.Certificate, cached []byte) *response {
-	claims, ok := ocspder.Revoked(cached, e.leaf)
-	if now := wall.Now(); !ok || claims.ThisUpdate.After(now) || !now.Before(e.leaf.NotAfter) {
+func verifyRevoked(v Verifier, leaf, issuer *x509.Certificate, cached []byte) *response {
+	claims, ok := ocspder.Revoked(cached, leaf)
+	if now := wall.Now(); !ok || claims.ThisUpdate.After(now) || !now.Before(leaf.NotAfter) {
 		return nil
 	}
-	r, err := e.verifyAt(issuer, cached, claims.ThisUpdate)
+	r, err := verifyAt(v, leaf, issuer, cached, claims.ThisUpdate)
 	if err != nil || !r.Revoked {
 		return nil
 	}

@@ -223,7 +223,7 @@ func (s *storage) load(ctx context.Context, e *entry, issuer *x509.Certificate) 
 	if err == nil {
 		return r, nil
 	}
-	if r = e.verifyRevoked(issuer, der); r == nil {
+	if r = verifyRevoked(g.verifier, e.leaf, issuer, der); r == nil {
 		g.mu.Lock()
 		g.notices.log(slog.LevelDebug, "a cached OCSP response was refused", e, slog.Any("error", err))
 		g.mu.Unlock()

@@ -17,8 +17,11 @@ import (
 	"golang.org/x/crypto/ocsp"
 )
 
+// A yearOracle is the part of a year that knows what must hold.
+type yearOracle struct{ *year }
+
 // wrong counts what must not happen, and shows the first few. y.mu is held.
-func (y *year) wrong(n *int, what string, c *yearCert) {
+func (y *yearOracle) wrong(n *int, what string, c *yearCert) {
 	if *n++; *n > 5 {
 		return
 	}
@@ -38,7 +41,7 @@ func (y *year) wrong(n *int, what string, c *yearCert) {
 }
 
 // check looks at a handshake with each certificate.
-func (y *year) check() {
+func (y *yearOracle) check() {
 	if y.s == nil {
 		return
 	}
@@ -56,7 +59,7 @@ func (y *year) check() {
 	}
 }
 
-func (y *year) checkUnstapled(c *yearCert) {
+func (y *yearOracle) checkUnstapled(c *yearCert) {
 	n, now := &y.count, time.Now()
 	had := c.newest != nil && c.newest.current(wall.Now())
 	switch {
@@ -86,7 +89,7 @@ func (y *year) checkUnstapled(c *yearCert) {
 	}
 }
 
-func (y *year) checkStapled(c *yearCert, staple []byte) {
+func (y *yearOracle) checkStapled(c *yearCert, staple []byte) {
 	n, now := &y.count, wall.Now()
 	if !bytes.Equal(staple, c.verified) {
 		c.verified, c.response = staple, y.issued[sha256.Sum256(staple)]
@@ -119,7 +122,7 @@ func (y *year) checkStapled(c *yearCert, staple []byte) {
 }
 
 // handshake makes a real one.
-func (y *year) handshake() {
+func (y *yearOracle) handshake() {
 	c := y.certs[y.rand.IntN(len(y.certs))]
 	if !time.Now().Before(c.cert.Leaf.NotAfter) || time.Now().Before(y.wrongUntil) {
 		return
@@ -134,7 +137,7 @@ func (y *year) handshake() {
 }
 
 // lookAtEnds puts handshakes where staples end within the next hour.
-func (y *year) lookAtEnds() {
+func (y *yearOracle) lookAtEnds() {
 	y.mu.Lock()
 	ends := make(map[time.Time]bool)
 	for _, c := range y.certs {
@@ -151,7 +154,7 @@ func (y *year) lookAtEnds() {
 
 // register notes that the CA has signed der about c. It reads the times with x/crypto/ocsp, so that
 // they do not depend on the code under test.
-func (y *year) register(c *yearCert, der []byte) {
+func (y *yearOracle) register(c *yearCert, der []byte) {
 	if y.known(der) {
 		return
 	}
@@ -181,7 +184,7 @@ func (y *year) register(c *yearCert, der []byte) {
 }
 
 // known reports whether the CA has signed der.
-func (y *year) known(der []byte) bool {
+func (y *yearOracle) known(der []byte) bool {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	return y.issued[sha256.Sum256(der)] != nil
@@ -189,7 +192,7 @@ func (y *year) known(der []byte) bool {
 
 // judge verifies what is stapled without the code under test: with x/crypto/ocsp, and of ML-DSA, which that does not know,
 // with crypto/x509.
-func (y *year) judge(der []byte, c *yearCert) (*ocsp.Response, error) {
+func (y *yearOracle) judge(der []byte, c *yearCert) (*ocsp.Response, error) {
 	issuer := c.issuer()
 	if mldsa.KeyName(issuer.PublicKey) == "" {
 		return ocsp.ParseResponseForCert(der, c.cert.Leaf, issuer)
@@ -206,7 +209,7 @@ func (y *year) judge(der []byte, c *yearCert) (*ocsp.Response, error) {
 }
 
 // deliver notes that the process gets der as an answer about c, and whether it has lacked a staple for too long.
-func (y *year) deliver(c *yearCert, der []byte) {
+func (y *yearOracle) deliver(c *yearCert, der []byte) {
 	hash := sha256.Sum256(der)
 	y.mu.Lock()
 	defer y.mu.Unlock()
@@ -232,7 +235,7 @@ func (y *year) deliver(c *yearCert, der []byte) {
 }
 
 // counts reports whether r is to take the place of what c has, by the rule for revocations that are none of a hold too.
-func (y *year) counts(c *yearCert, r *issued) bool {
+func (y *yearOracle) counts(c *yearCert, r *issued) bool {
 	old, now := c.newest, time.Now()
 	switch {
 	case r.revoked:

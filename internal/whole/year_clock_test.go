@@ -65,7 +65,7 @@ func yearClock(days int) func() time.Time {
 
 // scheduleClock puts handshakes at the times at which the clock is wrong, during which anything may be missing, but
 // nothing that has ended by that clock is stapled. Half a minute later all is as it was.
-func (y *year) scheduleClock() {
+func (y *yearWeather) scheduleClock() {
 	for _, s := range yearSteps(int(y.end.Sub(bubbleStart) / world.Day)) {
 		kind := clockForward
 		if s.by < 0 {

@@ -15,6 +15,9 @@ import (
 	"golang.org/x/crypto/ocsp"
 )
 
+// A yearResponder is the part of a year that answers requests.
+type yearResponder struct{ *year }
+
 // A fault is what befalls the responses about some certificates.
 type fault struct {
 	kind    string
@@ -53,7 +56,7 @@ func faultKinds() (kinds []string) {
 
 var errRefused = errors.New("connection refused")
 
-func (y *year) newFault(kind string, length time.Duration) *fault {
+func (y *yearResponder) newFault(kind string, length time.Duration) *fault {
 	f := &fault{kind: kind, from: time.Now(), length: length, answers: make(map[*yearCert][]byte)}
 	switch _, of, _ := strings.Cut(kind, ": "); {
 	case kind == "HTTP error":
@@ -161,7 +164,7 @@ type answered struct {
 }
 
 // RoundTrip answers as a responder does, or as one in trouble does.
-func (y *year) RoundTrip(req *http.Request) (*http.Response, error) {
+func (y *yearResponder) RoundTrip(req *http.Request) (*http.Response, error) {
 	q, err := question(req)
 	if err != nil {
 		return nil, err
@@ -193,7 +196,7 @@ func (y *year) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // answer is what the responder says about c.
-func (y *year) answer(c *yearCert, req *http.Request) (a answered, err error) {
+func (y *yearResponder) answer(c *yearCert, req *http.Request) (a answered, err error) {
 	y.mu.Lock()
 	f := new(fault)
 	for _, other := range c.faults {
@@ -318,7 +321,7 @@ func (y *year) answer(c *yearCert, req *http.Request) (a answered, err error) {
 }
 
 // replay returns one of the last responses about c; nil: there was none.
-func (y *year) replay(c *yearCert) []byte {
+func (y *yearResponder) replay(c *yearCert) []byte {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	if len(c.archive) == 0 {
@@ -329,7 +332,7 @@ func (y *year) replay(c *yearCert) []byte {
 
 // lag returns what one node of three says about c, which is behind; or all of them, if the CA has gone back to an older
 // list. Nil: what the others say.
-func (y *year) lag(c *yearCert, f *fault, asked int) []byte {
+func (y *yearResponder) lag(c *yearCert, f *fault, asked int) []byte {
 	y.mu.Lock()
 	revoked, der := c.revoked, f.answers[c]
 	y.mu.Unlock()
@@ -378,7 +381,7 @@ func pause(req *http.Request, d time.Duration) error {
 }
 
 // hang lets a request wait until it is given up.
-func (y *year) hang(req *http.Request) error {
+func (y *yearResponder) hang(req *http.Request) error {
 	y.mu.Lock()
 	y.hung[req], _ = req.Context().Deadline()
 	y.mu.Unlock()

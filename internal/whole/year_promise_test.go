@@ -119,7 +119,7 @@ func (c *yearCert) scopes() []*scope {
 }
 
 // need returns since when c lacks a staple that is in reach.
-func (y *year) need(c *yearCert) time.Time {
+func (y *yearOracle) need(c *yearCert) time.Time {
 	switch {
 	case c.newest == nil:
 		return later(later(y.started, c.added), c.reach)
@@ -130,7 +130,7 @@ func (y *year) need(c *yearCert) time.Time {
 }
 
 // deadline returns since when c, which is in reach, lacks a staple, until when it may, and why. y.mu is held.
-func (y *year) deadline(c *yearCert) (since, until time.Time, why string) {
+func (y *yearOracle) deadline(c *yearCert) (since, until time.Time, why string) {
 	within, why := atTheEnd, "a staple's end, or a start"
 	most := func(d time.Duration, reason string) {
 		if d > within {
@@ -204,7 +204,7 @@ func (y *year) deadline(c *yearCert) (since, until time.Time, why string) {
 
 // sluggish reports whether there is a host at which requests take seconds, or did so half a minute ago. It may have all
 // workers as long as nobody else waits, and certificates are added one after the other.
-func (y *year) sluggish() bool {
+func (y *yearOracle) sluggish() bool {
 	return slices.ContainsFunc(y.hosts, func(h *yearHost) bool { return time.Since(h.slowUntil) < workersBusy })
 }
 
@@ -224,7 +224,7 @@ type gap struct {
 }
 
 // lacked notes that c has lacked a staple until now, though one was in reach, and reports whether that was too long.
-func (y *year) lacked(c *yearCert, over bool) (tooLong bool, why string) {
+func (y *yearOracle) lacked(c *yearCert, over bool) (tooLong bool, why string) {
 	since, until, why := y.deadline(c)
 	now := time.Now()
 	if over && now.Equal(since) {

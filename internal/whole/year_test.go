@@ -35,6 +35,10 @@ import (
 // A year is the simulation of one process that is restarted now and then, with its certificates, their
 // responders, and what befalls them.
 type year struct {
+	*yearOracle    // what must hold
+	*yearResponder // what is answered
+	*yearWeather   // what befalls whom, and when
+
 	T       *testing.T
 	rand    *rand.Rand // for the schedule
 	key     crypto.Signer
@@ -177,6 +181,7 @@ func newYear(t *testing.T, seed uint64, days, hosts int) *year {
 	y := &year{T: t, rand: rand.New(rand.NewPCG(seed, 2000)), pick: rand.New(rand.NewPCG(seed, 2001)),
 		bySerial: make(map[string]*yearCert), issued: make(map[[sha256.Size]byte]*issued), hung: make(map[*http.Request]time.Time),
 		end: time.Now().Add(time.Duration(days) * world.Day)}
+	y.yearOracle, y.yearResponder, y.yearWeather = &yearOracle{y}, &yearResponder{y}, &yearWeather{y}
 	y.count = newYearCount()
 	first := world.CA()
 	if mldsa.Supported && seed%2 == 1 {

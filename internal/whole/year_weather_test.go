@@ -10,13 +10,16 @@ import (
 	"github.com/go-staple/staple/stapletest"
 )
 
+// A yearWeather is the part of a year that has things happen.
+type yearWeather struct{ *year }
+
 type yearEvent struct {
 	at time.Time
 	do func()
 }
 
 // at has do called later.
-func (y *year) at(at time.Time, do func()) {
+func (y *yearWeather) at(at time.Time, do func()) {
 	i, _ := slices.BinarySearchFunc(y.events, at, func(e yearEvent, at time.Time) int {
 		if e.at.After(at) {
 			return 1
@@ -26,10 +29,10 @@ func (y *year) at(at time.Time, do func()) {
 	y.events = slices.Insert(y.events, i, yearEvent{at, do})
 }
 
-func (y *year) in(d time.Duration, do func()) { y.at(time.Now().Add(d), do) }
+func (y *yearWeather) in(d time.Duration, do func()) { y.at(time.Now().Add(d), do) }
 
 // each calls do every now and then, first after a random part of the mean gap.
-func (y *year) each(gap time.Duration, do func() (busy time.Duration)) {
+func (y *yearWeather) each(gap time.Duration, do func() (busy time.Duration)) {
 	var again func()
 	again = func() {
 		busy := do()
@@ -48,12 +51,12 @@ func turns(kinds []string) func() string {
 }
 
 // logUniform returns a random duration between low and high, short ones as often as long ones.
-func (y *year) logUniform(low, high time.Duration) time.Duration {
+func (y *yearWeather) logUniform(low, high time.Duration) time.Duration {
 	return time.Duration(float64(low) * math.Exp(y.rand.Float64()*math.Log(float64(high)/float64(low))))
 }
 
 // hitting returns f, which is to befall all that do.
-func (y *year) hitting(f *fault, hit func(*yearCert) bool) *fault {
+func (y *yearWeather) hitting(f *fault, hit func(*yearCert) bool) *fault {
 	at := make(map[*place]int)
 	for _, c := range y.certs {
 		if hit(c) {
@@ -85,7 +88,7 @@ func (y *year) hitting(f *fault, hit func(*yearCert) bool) *fault {
 }
 
 // befall begins f, and ends it.
-func (y *year) befall(f *fault) {
+func (y *yearWeather) befall(f *fault) {
 	y.mu.Lock()
 	y.count.faults[f.kind]++
 	for _, c := range f.hits {
@@ -109,7 +112,7 @@ func (y *year) befall(f *fault) {
 	y.in(f.length, func() { y.finish(f) })
 }
 
-func (y *year) finish(f *fault) {
+func (y *yearWeather) finish(f *fault) {
 	y.mu.Lock()
 	now := time.Now()
 	var hung time.Duration
@@ -149,7 +152,7 @@ func (y *year) finish(f *fault) {
 }
 
 // schedule fills the year with trouble.
-func (y *year) schedule() {
+func (y *yearWeather) schedule() {
 	y.scheduleClock()
 	outage, blip, weather, alone := turns(outages), turns(blips), turns(weather), turns(certFaults)
 	for i, h := range y.hosts {
@@ -203,7 +206,7 @@ func (y *year) schedule() {
 			case "a cache between":
 				f.length *= 2
 				y.mu.Lock()
-				h.between = &yearProxy{negative: f.delay, kept: make(map[string]keptAnswer), y: y}
+				h.between = &yearProxy{negative: f.delay, kept: make(map[string]keptAnswer), y: y.year}
 				y.mu.Unlock()
 			case "older responses":
 				hit = at(h.places[y.rand.IntN(len(h.places))])
@@ -252,14 +255,14 @@ func (y *year) schedule() {
 }
 
 // refresh has somebody ask about one of those that f befalls, whatever pauses.
-func (y *year) refresh(f *fault) {
+func (y *yearWeather) refresh(f *fault) {
 	if len(f.hits) > 0 {
 		go f.hits[y.rand.IntN(len(f.hits))].handle.Refresh(y.T.Context())
 	}
 }
 
 // publishLate has the successors of a class's responses come after these have ended, about all at a time.
-func (y *year) publishLate(class *yearClass) {
+func (y *yearWeather) publishLate(class *yearClass) {
 	late := class.period - class.validity
 	var again func()
 	again = func() {
@@ -280,7 +283,7 @@ func (y *year) publishLate(class *yearClass) {
 }
 
 // scheduleRevocations has certificates revoked, on hold for minutes to days, or by mistake, or for good.
-func (y *year) scheduleRevocations() {
+func (y *yearWeather) scheduleRevocations() {
 	revocations := 0
 	y.each(2*world.Day, func() time.Duration {
 		c := y.certs[y.rand.IntN(len(y.certs))]
@@ -300,7 +303,7 @@ func (y *year) scheduleRevocations() {
 	})
 }
 
-func (y *year) revoke(c *yearCert, revoked bool) {
+func (y *yearWeather) revoke(c *yearCert, revoked bool) {
 	y.mu.Lock()
 	if c.revoked = revoked; !revoked {
 		c.reach = later(c.reach, time.Now())
@@ -312,7 +315,7 @@ func (y *year) revoke(c *yearCert, revoked bool) {
 }
 
 // scheduleProcess has the process restarted, and its cache fail.
-func (y *year) scheduleProcess() {
+func (y *yearWeather) scheduleProcess() {
 	y.each(20*world.Day, func() time.Duration { y.restart(); return 0 })
 	y.each(15*world.Day, func() time.Duration {
 		length := y.logUniform(time.Hour, 6*world.Day)
@@ -350,14 +353,14 @@ func (y *year) scheduleProcess() {
 	})
 }
 
-func (y *year) setCache(f func()) {
+func (y *yearWeather) setCache(f func()) {
 	y.mu.Lock()
 	defer y.mu.Unlock()
 	f()
 }
 
 // lose deletes what the cache has.
-func (y *year) lose(about func(*yearCert) bool) {
+func (y *yearWeather) lose(about func(*yearCert) bool) {
 	for _, c := range y.certs {
 		if about(c) {
 			y.cache.Delete(context.Background(), c.leafKey())
@@ -366,7 +369,7 @@ func (y *year) lose(about func(*yearCert) bool) {
 }
 
 // tamper replaces what the cache has about c by something worse.
-func (y *year) tamper(c *yearCert) {
+func (y *yearWeather) tamper(c *yearCert) {
 	ctx := context.Background()
 	data, err := y.cache.MemoryCache.Get(ctx, c.leafKey())
 	if err != nil {
