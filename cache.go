@@ -102,10 +102,11 @@ func (m *MemoryCache) Delete(ctx context.Context, key string) error {
 }
 
 const (
-	maxCached  = 1 << 20            // a larger file is no OCSP response
-	tempPrefix = ".staple-"         // of files being written
-	tempAge    = time.Hour          // then its writer has crashed
-	goneAge    = 7 * 24 * time.Hour // since the response in a file has ended
+	maxCached  = 1 << 20              // a larger file is no OCSP response
+	tempPrefix = ".staple-"           // of files being written
+	tempAge    = time.Hour            // then its writer has crashed
+	goneAge    = 7 * 24 * time.Hour   // since the response in a file has ended
+	revokedAge = 825 * 24 * time.Hour // the same of a revocation, which counts as long as its certificate is valid
 	sweepEvery = 24 * time.Hour
 )
 
@@ -242,6 +243,9 @@ func (d DirCache) sweep(ctx context.Context) {
 			}
 		case isCacheKey(info.Name()) && age > goneAge:
 			data, _ := dirfile.Read(ctx, name, maxCached)
+			if age < revokedAge && ocspder.SaysRevoked(data) {
+				return // which outlasts its response
+			}
 			if end := ocspder.ClaimedEnd(data, nil, defaultMaxAge); !end.IsZero() && now.Sub(end) > goneAge {
 				os.Remove(name)
 			}

@@ -170,6 +170,9 @@ type carried struct {
 func (g *engine) carry(c *Certificate, staple []byte) {
 	e := c.entry()
 	k := g.carried[e]
+	if e.gone {
+		return
+	}
 	if k == nil {
 		if len(staple) == 0 {
 			return

@@ -166,6 +166,7 @@ func (d *driver) tick() {
 		d.faded = n
 		d.show()
 	}
+	d.remember(now)
 	g.collect()
 	g.forget()
 	g.storage.look()
@@ -190,6 +191,7 @@ func (d *driver) clockSet(now time.Time) {
 	}, now)
 	doubtful := slices.Collect(maps.Keys(g.early))
 	for _, e := range g.entries {
+		e.known.ClockSet(wall.MicroOf(now))
 		switch r := e.known.Held(); {
 		case r != nil && r.ThisUpdate > wall.MicroOf(now):
 			doubtful = append(doubtful, e)
@@ -198,16 +200,35 @@ func (d *driver) clockSet(now time.Time) {
 			g.schedule.Start(&e.item, now)
 		}
 	}
-	if len(doubtful) > 0 && !g.closed {
-		g.wg.Add(1)
-		go func() {
-			defer g.wg.Done()
-			for i := 0; i < len(doubtful) && g.ctx.Err() == nil; i++ {
-				d.reconsider(doubtful[i])
-			}
-		}()
-	}
+	d.reconsiderAll(doubtful)
+	g.storage.storeRest() // what seemed to have expired is to be in the cache
 	d.show()
+}
+
+// remember reconsiders what lay in the future when the clock was set back, and does no longer.
+func (d *driver) remember(now time.Time) {
+	var due []*entry
+	for e, r := range d.engine.early {
+		if r.ThisUpdate <= wall.MicroOf(now) {
+			due = append(due, e)
+		}
+	}
+	d.reconsiderAll(due)
+}
+
+// reconsiderAll reconsiders all of them in the background.
+func (d *driver) reconsiderAll(doubtful []*entry) {
+	g := d.engine
+	if len(doubtful) == 0 || g.closed {
+		return
+	}
+	g.wg.Add(1)
+	go func() {
+		defer g.wg.Done()
+		for i := 0; i < len(doubtful) && g.ctx.Err() == nil; i++ {
+			d.reconsider(doubtful[i])
+		}
+	}()
 }
 
 // show shows again what a handshake found to have ended, by a clock that was wrong.
@@ -217,6 +238,7 @@ func (d *driver) show() {
 		if e := c.entry(); e.known.Held() != nil {
 			if _, stapled := c.current(); !stapled {
 				e.publishTo(c)
+				e.changed.broadcast()
 				g.notices.tell(e, report.Unstapled)
 			}
 		}
@@ -239,11 +261,16 @@ func (d *driver) reconsider(e *entry) {
 		return
 	}
 	if early != nil {
-		if r, err := e.verify(issuer, early.DER); err == nil {
-			g.mu.Lock()
+		r, err := e.verify(issuer, early.DER)
+		g.mu.Lock()
+		if err == nil || early.ThisUpdate <= wall.Micro() { // else it is still to come
 			delete(g.early, e)
+		}
+		if err == nil {
 			e.adopt(r, false)
-			g.mu.Unlock()
+		}
+		g.mu.Unlock()
+		if err == nil {
 			return
 		}
 	}
@@ -299,7 +326,7 @@ func sources(fetcher Fetcher, leaf *x509.Certificate) (at []schedule.Source, unu
 	} else {
 		named = places(leaf.OCSPServer, false)
 	}
-	for _, p := range named[:min(len(named), maxURLs)] {
+	for _, p := range named {
 		switch scheme, _, _ := strings.Cut(strings.ToLower(p.url), ":"); {
 		case p.fetchable():
 			at = append(at, sourceOf(p.url))

@@ -193,7 +193,8 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 			e.rest(err)
 		}
 	case e.issuer == nil && unanswerable(leaf, wall.Now()) == nil:
-		e.final, e.settled, e.joined = false, false, true // the new chain may have what the others lack
+		e.final, e.joined = false, true // the new chain may have what the others lack
+		e.settled = e.settled && (e.item.State() == schedule.Waiting || e.item.State() == schedule.Following)
 	}
 	g.driver.run()
 	return true

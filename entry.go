@@ -104,7 +104,6 @@ func (g *engine) claimedIssuer(leaf *x509.Certificate, chain [][]byte) *x509.Cer
 func (e *entry) localIssuer() *x509.Certificate {
 	e.engine.mu.Lock()
 	issuer := e.issuer
-	e.joined = false
 	e.engine.mu.Unlock()
 	if issuer != nil {
 		return issuer
@@ -230,7 +229,7 @@ func verifyRevoked(v Verifier, leaf, issuer *x509.Certificate, cached []byte) *r
 
 // take offers r to what is held, with engine.mu held, and shows it to all handles if it is that from now on. It
 // returns the kind of event that tells of it, or 0.
-func (e *entry) take(r *response, now time.Time) EventKind {
+func (e *entry) take(r *response, cached bool, now time.Time) EventKind {
 	kind := EventStapled
 	switch {
 	case r.Revoked:
@@ -238,7 +237,11 @@ func (e *entry) take(r *response, now time.Time) EventKind {
 	case e.known.Revoked():
 		kind = EventReinstated
 	}
-	if !e.known.Offer(r, wall.MicroOf(now)) {
+	offer := e.known.Offer
+	if cached {
+		offer = e.known.OfferCached
+	}
+	if !offer(r, wall.MicroOf(now)) {
 		return 0
 	}
 	e.stored, e.insisted = false, 0
@@ -288,7 +291,7 @@ func (e *entry) adopt(r *response, stored bool) {
 	if e.gone || g.closed || !r.Supersedes(e.known.Held(), wall.MicroOf(now)) {
 		return
 	}
-	kind := e.take(r, now)
+	kind := e.take(r, stored, now)
 	if e.stored = e.stored || stored; kind == 0 { // what the cache has may undo a revocation, and is not to be overwritten by that
 		return
 	}
@@ -307,7 +310,7 @@ func (e *entry) adopt(r *response, stored bool) {
 func (e *entry) conclude(o outcome) {
 	g := e.engine
 	now := g.driver.now()
-	if o.final && (e.joined || e.issuer != nil) && errors.Is(o.err, ErrNoIssuer) {
+	if !o.asked && (e.joined || e.issuer != nil) && errors.Is(o.err, ErrNoIssuer) {
 		o = outcome{deferred: true} // another chain has come meanwhile, which may have it
 	}
 	done := schedule.Outcome{Asked: o.asked, By: sourceOf(o.responder), Until: o.due, Err: o.err}
@@ -332,11 +335,19 @@ func (e *entry) conclude(o outcome) {
 		}
 	}
 	var kind EventKind
-	if o.response != nil {
-		if kind = e.take(o.response, now); kind != 0 {
-			e.stored = o.cached
-			done.Result, done.Held = schedule.Newer, e.holding(o.response)
+	for _, r := range []*response{o.denial, o.response} { // in this order: what says "revoked" casts doubt on the other
+		if r == nil || r == o.response && r == o.denial && kind != 0 {
+			continue
 		}
+		switch k := e.take(r, o.cached, now); {
+		case k != 0:
+			kind, e.stored = k, o.cached
+		case o.asked && r.Revoked:
+			e.stored = false // or what the cache has may undo it
+		}
+	}
+	if kind != 0 {
+		done.Result, done.Held = schedule.Newer, e.holding(e.known.Held())
 	}
 	switch {
 	case kind != 0:

@@ -41,7 +41,7 @@ type Request struct {
 	// Responder is set by a Fetcher that knows it to the URL that answered.
 	Responder string
 
-	fresh bool // past the caches, as far as an HTTPFetcher knows how
+	past ask.Past // for an HTTPFetcher: which caches to pass by
 }
 
 // A Fetcher obtains OCSP responses. It must be safe for concurrent use.
@@ -210,13 +210,23 @@ func (f *HTTPFetcher) Fetch(ctx context.Context, req *Request) ([]byte, error) {
 	f.mu.Unlock()
 
 	var response []byte
-	err = f.inTurn(ctx, urls, func(ctx context.Context, p place) (failed *HTTPError) {
-		if response, failed = f.ask(ctx, p, req); failed == nil {
-			req.Responder = p.url
+	err = f.inTurn(ctx, urls, func(ctx context.Context, p place) *HTTPError {
+		got, unchanged, failed := f.ask(ctx, p, req)
+		if failed != nil {
+			return failed
 		}
-		return failed
+		if !unchanged || response == nil {
+			response, req.Responder = got, p.url
+		}
+		if unchanged { // perhaps another one knows better
+			return &HTTPError{URL: p.url, StatusCode: http.StatusOK, Err: errUnchanged, fault: notAsked}
+		}
+		return nil
 	})
-	return response, err
+	if response != nil {
+		return response, nil
+	}
+	return nil, err
 }
 
 // A place is a URL as it may be shown, and the credentials that go with it.
@@ -226,14 +236,19 @@ type place struct {
 	alone bool // there is no other
 }
 
-// places returns URLs without what they have of credentials, which count only where they are trusted.
+// places returns URLs without what they have of credentials, which count only where they are trusted: the first maxURLs
+// that can be asked, and as many that cannot.
 func places(urls []string, trusted bool) (all []place) {
+	room := map[bool]int{true: maxURLs, false: maxURLs}
 	for _, raw := range urls {
 		p := place{url: exchange.Shown(raw)}
 		if u, err := url.Parse(strings.TrimSpace(raw)); err == nil && trusted {
 			p.user = u.User
 		}
-		all = append(all, p)
+		if ok := p.fetchable(); room[ok] > 0 {
+			room[ok]--
+			all = append(all, p)
+		}
 	}
 	return all
 }
@@ -262,7 +277,7 @@ func (f *HTTPFetcher) responderURLs(leaf *x509.Certificate) ([]place, error) {
 	}
 	if !slices.ContainsFunc(all, place.fetchable) {
 		var shown []string
-		for _, p := range all[:min(len(all), maxURLs)] {
+		for _, p := range all {
 			shown = append(shown, p.url)
 		}
 		return nil, fmt.Errorf("%w: no http or https URL among %.200q", ErrNoResponder, shown)
@@ -277,15 +292,19 @@ func (f *HTTPFetcher) inTurn(ctx context.Context, urls []place, try func(context
 	ctx, cancel := context.WithTimeout(ctx, f.fetchTimeout())
 	defer cancel()
 	deadline, _ := ctx.Deadline()
-	urls = urls[:min(len(urls), maxURLs)]
+	left := len(slices.DeleteFunc(slices.Clone(urls), func(p place) bool { return !p.fetchable() }))
+	alone := left == 1
 	var failures []*HTTPError
-	for i, p := range urls {
+	for _, p := range urls {
 		if ctx.Err() != nil {
 			failures = append(failures, &HTTPError{URL: p.url, Err: fmt.Errorf("not asked: %w", ctx.Err()), fault: notAsked})
 			continue
 		}
-		share, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(urls)-i))
-		p.alone = len(urls) == 1
+		share, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(max(left, 1)))
+		if p.fetchable() {
+			left--
+		}
+		p.alone = alone
 		failed := try(share, p)
 		cancel()
 		if failed == nil {
@@ -311,10 +330,11 @@ func (f *HTTPFetcher) requestTimeout() time.Duration {
 func (f *HTTPFetcher) fetchTimeout() time.Duration { return requestsPerFetch * f.requestTimeout() }
 
 // ask gets a response from one responder, in the way that worked the last time.
-func (f *HTTPFetcher) ask(ctx context.Context, p place, req *Request) ([]byte, *HTTPError) {
+// unchanged tells that it is what is held already.
+func (f *HTTPFetcher) ask(ctx context.Context, p place, req *Request) (response []byte, unchanged bool, failure *HTTPError) {
 	u, err := exchange.ParseURL(p.url)
 	if err != nil {
-		return nil, &HTTPError{URL: p.url, Err: err, fault: notAsked}
+		return nil, false, &HTTPError{URL: p.url, Err: err, fault: notAsked}
 	}
 	f.mu.Lock()
 	known := f.responders.Get(p.url)
@@ -322,19 +342,21 @@ func (f *HTTPFetcher) ask(ctx context.Context, p place, req *Request) ([]byte, *
 	way := known.way
 	way.Hash = cmp.Or(way.Hash, f.Hash, crypto.SHA1)
 
-	q := &ask.Question{Client: f.client(p), Responder: u, Leaf: req.Leaf, Issuer: req.Issuer, Accept: req.Accept, Cause: causeOf, Fresh: req.fresh}
+	q := &ask.Question{Client: f.client(p), Responder: u, Leaf: req.Leaf, Issuer: req.Issuer, Accept: req.Accept, Cause: causeOf, Past: req.past}
 	response, next, failed := q.Ask(ctx, way)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
-	case response != nil:
+	case response != nil && !q.Unchanged:
 		f.successes++
 		f.responders.Put(p.url, responder{next, f.successes})
-		return response, nil
 	case next != way:
 		f.responders.Put(p.url, responder{next, known.last})
 	}
-	return nil, failedAttempts(p.url, failed)
+	if response != nil {
+		return response, q.Unchanged, nil
+	}
+	return nil, false, failedAttempts(p.url, failed)
 }
 
 // causeOf tells why Accept refused a response with err.

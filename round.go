@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-staple/staple/internal/ask"
 	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/mldsa"
 	"github.com/go-staple/staple/internal/name"
@@ -48,7 +49,8 @@ var (
 
 // An outcome is what came of a round.
 type outcome struct {
-	response  *response // accepted; nil: none, or nothing newer
+	response  *response // accepted, or held already; nil: none
+	denial    *response // another answer said "revoked"
 	err       error
 	final     bool // there is no point in another round
 	deferred  bool // another process has the lock, or the cache has nothing: not a round, look again at due, or now if that is zero
@@ -156,6 +158,9 @@ func (r *round) findIssuer() (o outcome) {
 	if err := unanswerable(r.leaf, wall.Now()); err != nil {
 		return outcome{err: err, final: true}
 	}
+	r.engine.mu.Lock()
+	r.joined = false
+	r.engine.mu.Unlock()
 	if r.issuer = r.localIssuer(); r.issuer != nil {
 		return o
 	}
@@ -251,15 +256,18 @@ func (r *round) fetch() outcome {
 	ctx, cancel := context.WithTimeout(r.ctx, r.engine.fetchTimeout)
 	defer cancel()
 	req := &Request{Leaf: r.leaf, Issuer: r.issuer, Accept: a.accept}
-	req.fresh, a.insists = r.doubts()
+	req.past, a.insists = r.doubts()
 	der, err := r.engine.fetcher.Fetch(ctx, req)
+	a.mu.Lock()
+	a.insists = false // what the Fetcher made of that is what there is
+	a.mu.Unlock()
 	if err == nil {
-		a.insists = false // what the Fetcher made of that is what there is
 		err = a.accept(der)
 	}
 	o := outcome{asked: true, responder: req.Responder}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	o.denial = a.denial
 	switch {
 	case a.taken != nil:
 		o.response = a.taken
@@ -273,24 +281,29 @@ func (r *round) fetch() outcome {
 	return o
 }
 
-// doubts reports whether a cache may have what is not the responder's last word: fresh, so that it is to be passed by
-// from the beginning; insists, so that what is held already is not enough.
-func (r *round) doubts() (fresh, insists bool) {
+// doubts returns which caches are to be passed by, since they may have what is not the responder's last word, and whether
+// what is held already is not enough. What is revoked is asked about once a round: a second answer would be another node's.
+func (r *round) doubts() (past ask.Past, insists bool) {
 	r.engine.mu.Lock()
 	defer r.engine.mu.Unlock()
 	held, now := r.known.Held(), wall.Micro()
-	fresh = r.forced || r.denied || held != nil && (held.Revoked || !held.Current(now))
-	if !fresh && held != nil && now >= held.End-(held.End-held.ThisUpdate)/8 && r.insisted < maxInsisted {
+	switch {
+	case r.known.Revoked():
+		return ask.AllCaches, false
+	case r.forced, r.denied, held != nil && !held.Current(now):
+		return ask.HeedfulCaches, true
+	case held != nil && now >= held.End-(held.End-held.ThisUpdate)/8 && r.insisted < maxInsisted:
 		r.insisted++
-		return false, true
+		return ask.NoCaches, true
 	}
-	return fresh, fresh
+	return ask.NoCaches, false
 }
 
-// denies reports whether an answer in err is the responder's, and negative.
+// denies reports whether an answer in err is negative, or of no use in a way that a cache may have kept.
 func denies(err error) bool {
-	_, ok := errors.AsType[ocsp.ResponseError](err)
-	return ok || errors.Is(err, errUnknown)
+	_, said := errors.AsType[ocsp.ResponseError](err)
+	_, refused := errors.AsType[*VerifyError](err)
+	return said || refused || errors.Is(err, errUnknown)
 }
 
 // An acceptor judges the responses that come in one round.
@@ -302,6 +315,7 @@ type acceptor struct {
 	held    *response // when the last came
 	taken   *response // the newest accepted, or held if nothing newer came
 	older   *response // authentic, but older than held
+	denial  *response // says that the certificate is revoked still
 	refused bool      // another one was, for any other reason
 	last    []byte    // what was accepted last
 }
@@ -319,9 +333,15 @@ func (a *acceptor) accept(der []byte) error {
 	g.mu.Unlock()
 	if a.held != nil && a.held.Is(der) && a.held.Current(now) {
 		a.last = bytes.Clone(der)
+		if a.held.Revoked {
+			a.denial = a.held
+		}
 		return a.unchanged()
 	}
 	r, err := a.verify(a.issuer, der)
+	if err == nil && r.Revoked {
+		a.denial = r
+	}
 	same := err == nil && a.held != nil && r.Same(a.held)
 	switch {
 	case err != nil:

@@ -71,7 +71,7 @@ type Stapler struct {
 	// most; the next one names or counts the certificates of those left out.
 	// docs/operations.md has all lines and attributes.
 	//
-	// If nil, slog.Default() is used. Nothing waits for a handler that blocks. Several
+	// If nil, slog.Default() is used. Nothing but Close waits for a handler that blocks. Several
 	// thousand lines wait for it; then those of the lowest level are left out first, and
 	// a line tells how many.
 	Logger *slog.Logger

@@ -126,7 +126,7 @@ func (p *proxy) serve(ctx context.Context, listener, admin net.Listener) error {
 	// listener meanwhile: not beyond the first answer or failure, and not for long if there is neither.
 	first, cancel := context.WithTimeout(ctx, p.wait)
 	if err := stapler.Wait(first); err != nil {
-		p.log.Warn("serving before all responders have answered", "error", err)
+		p.log.Warn("serving before everything is stapled", "error", err)
 	}
 	cancel()
 	certs.update(time.Now())

@@ -70,9 +70,21 @@ type Question struct {
 	// Cause tells what an error of Accept's means. If nil, it is Other.
 	Cause func(error) Cause
 
-	// Fresh asks past the caches from the beginning.
-	Fresh bool
+	// Past tells which caches are to be passed by from the beginning.
+	Past Past
+
+	// Unchanged is set by Ask: its response is one that Accept refused as Unchanged.
+	Unchanged bool
 }
+
+// A Past is how far a question goes past the caches between.
+type Past int8
+
+const (
+	NoCaches      Past = iota // what they have will do, at first
+	HeedfulCaches             // those that heed no-cache, and the others where these have nothing of use
+	AllCaches                 // by POST, which none keeps, unless that is no use
+)
 
 // A Stage is how far a request got.
 type Stage int8
@@ -103,9 +115,10 @@ func (q *Question) Ask(ctx context.Context, way Way) (response []byte, next Way,
 	if way.Hash == crypto.SHA1 {
 		other = crypto.SHA256
 	}
-	i := inquiry{Question: q, probe: way.posts >= tryGET}
+	i := inquiry{Question: q, probe: way.posts >= tryGET && q.Past < AllCaches}
+	q.Unchanged = false
 	next = way
-	get := !way.POST || i.probe
+	get := (!way.POST || i.probe) && q.Past < AllCaches
 	response, last := i.ask(ctx, way.Hash, get)
 	if garbled := last.says(ocsp.Malformed); garbled || last.says(ocsp.Unauthorized) || last.isFor(Unknown) {
 		if response, last = i.ask(ctx, other, get && !i.useless && !i.denied); last == nil {
@@ -117,6 +130,7 @@ func (q *Question) Ask(ctx context.Context, way Way) (response []byte, next Way,
 	}
 	if last != nil && i.unchanged != nil {
 		response, last = i.unchanged, nil
+		q.Unchanged, i.useless = true, false
 	}
 	switch {
 	case last != nil && i.posted: // kept, if it was the way, or helped as far as to an OCSP response
@@ -125,7 +139,8 @@ func (q *Question) Ask(ctx context.Context, way Way) (response []byte, next Way,
 		next.POST, next.posts = last.mayBeForGET(), 0
 	case i.useless: // but POST was not
 		next.POST, next.posts = true, 0
-	case way.POST && i.posted:
+	case q.Past == AllCaches && !way.POST && i.posted: // that was no choice
+	case way.POST && i.posted && !i.probe:
 		next.posts++
 	default:
 		next.POST, next.posts = false, 0
@@ -158,32 +173,53 @@ func (i *inquiry) ask(ctx context.Context, hash crypto.Hash, get bool) ([]byte, 
 		return i.fail(Attempt{Err: fmt.Errorf("making a request with a CertID hash of %v: %w", hash, err)})
 	}
 	if target := GetURL(i.Responder, der); get && target != "" {
-		header := http.Header{}
-		if i.Fresh {
-			header.Set("Cache-Control", "no-cache")
-		}
-		response, failed := i.send(ctx, http.MethodGet, target, nil, header)
+		response, failed := i.get(ctx, target, i.Past > NoCaches)
 		cached := failed.isFor(Stale) || failed.isFor(Unchanged)
-		if cached && !i.Fresh {
-			response, failed = i.send(ctx, http.MethodGet, target, nil, http.Header{"Cache-Control": {"no-cache"}})
+		if cached && i.Past == NoCaches {
+			response, failed = i.get(ctx, target, true)
 		}
 		switch {
 		case failed == nil:
 			return response, nil
-		case failed.useless(), i.probe && failed.Stage == Answered && failed.cause == Other:
-			i.useless = true
 		case cached:
-		case i.Fresh && failed.negative():
+		case failed.useless(), i.probe:
+			i.useless = true
+		case i.Past > NoCaches && failed.negative():
 			i.denied = true
 		default:
 			return nil, failed
 		}
 	}
 	i.posted = true
-	return i.send(ctx, http.MethodPost, i.Responder.String(), der, http.Header{
+	response, failed := i.send(ctx, http.MethodPost, i.Responder.String(), der, http.Header{
 		"Content-Type":    {"application/ocsp-request"},
 		"Idempotency-Key": {}, // not sent; net/http may repeat the request where a connection turns out to be closed
 	})
+	if !failed.useless() {
+		return response, failed
+	}
+	if i.denied { // GET had an answer, and that counts
+		i.failed[len(i.failed)-1].Stage = Unasked
+	}
+	if target := GetURL(i.Responder, der); !get && target != "" && !i.useless && !i.denied {
+		i.posted = false
+		return i.get(ctx, target, i.Past > NoCaches)
+	}
+	return response, failed
+}
+
+// get makes one GET, past the caches that heed no-cache or not.
+func (i *inquiry) get(ctx context.Context, target string, fresh bool) ([]byte, *Attempt) {
+	header := http.Header{}
+	if fresh {
+		header.Set("Cache-Control", "no-cache")
+	}
+	if i.probe { // which may hang, and then there should be time left
+		patient := i.Client
+		defer func() { i.Client = patient }()
+		i.Client.Timeout /= 3
+	}
+	return i.send(ctx, http.MethodGet, target, nil, header)
 }
 
 // send makes one request.
@@ -225,22 +261,22 @@ func (i *inquiry) send(ctx context.Context, method, target string, body []byte, 
 // isFor reports whether Accept refused the response for this cause.
 func (a *Attempt) isFor(c Cause) bool { return a != nil && a.Stage == Refused && a.cause == c }
 
-// negative reports whether the responder said no, which a cache may have kept.
+// negative reports whether the responder said no, or what is no use, which a cache may have kept.
 func (a *Attempt) negative() bool {
 	_, ok := errors.AsType[ocsp.ResponseError](a.Err)
-	return ok || a.isFor(Unknown)
+	return ok || a.isFor(Unknown) || a.isFor(Other)
 }
 
 // useless reports whether the answer to a GET was no answer, so that POST may work better. It is not where the server
 // has too much to do.
 func (a *Attempt) useless() bool {
-	return a.Stage == Answered && !a.negative() && !a.mayBeForGET()
+	return a != nil && a.Stage == Answered && !a.negative() && !a.mayBeForGET()
 }
 
 // mayBeForGET reports whether the other method may work better, but only after a while.
 func (a *Attempt) mayBeForGET() bool {
-	return a.Status == http.StatusTooManyRequests || a.Status >= 500 && a.Status != http.StatusNotImplemented ||
-		errors.Is(a.Err, exchange.ErrSilent) || a.says(ocsp.TryLater) || a.says(ocsp.InternalError)
+	return a.Stage != Unasked && (a.isFor(Other) || a.Status == http.StatusTooManyRequests || a.Status >= 500 && a.Status != http.StatusNotImplemented ||
+		errors.Is(a.Err, exchange.ErrSilent) || a.says(ocsp.TryLater) || a.says(ocsp.InternalError))
 }
 
 // says reports whether the responder answered with an error status of OCSP's.

@@ -1,9 +1,11 @@
 package ask
 
 import (
+	"context"
 	"crypto"
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -120,7 +122,7 @@ func TestPastTheCaches(t *testing.T) {
 		{"from the beginning, if wanted", true, nil, nil, []string{"GET SHA-1 no-cache"}},
 		{"unchanged is asked for again", false, []error{errUnchanged}, nil, []string{"GET SHA-1", "GET SHA-1 no-cache"}},
 		{"also with POST, and will do", false, []error{errUnchanged, errUnchanged, errUnchanged}, nil, []string{"GET SHA-1", "GET SHA-1 no-cache", "POST SHA-1"}},
-		{"from the beginning, unchanged", true, []error{errUnchanged, errUnchanged}, nil, []string{"GET SHA-1 no-cache", "POST SHA-1"}},
+		{"unchanged from the beginning will do", true, []error{errUnchanged, errUnchanged}, nil, []string{"GET SHA-1 no-cache", "POST SHA-1"}},
 		{"unchanged will do where POST is refused", true, []error{errUnchanged}, []http.Handler{responder, testhttp.RepliesStatus(405)},
 			[]string{"GET SHA-1 no-cache", "POST SHA-1"}},
 		{"a negative answer to a GET may come of a cache that knows no no-cache", true, nil, []http.Handler{unauthorized, responder},
@@ -137,7 +139,9 @@ func TestPastTheCaches(t *testing.T) {
 			}
 			s := testhttp.NewScripted(t, tt.answers...)
 			q := question(t, s.URL)
-			q.Fresh = tt.fresh
+			if tt.fresh {
+				q.Past = HeedfulCaches
+			}
 			n := 0
 			q.Accept = func([]byte) error {
 				if n++; n <= len(tt.refuse) {
@@ -148,6 +152,7 @@ func TestPastTheCaches(t *testing.T) {
 			response, next, _ := q.Ask(t.Context(), sha1Way)
 			require.NotNil(t, response)
 			require.Equal(t, tt.asked, s.Asked())
+			require.Equal(t, strings.Contains(tt.name, "will do"), q.Unchanged)
 			if last := tt.asked[len(tt.asked)-1]; last == "GET SHA-256" || last == "POST SHA-256" {
 				require.Equal(t, Way{Hash: crypto.SHA256}, next, "remembered")
 			} else {
@@ -155,4 +160,67 @@ func TestPastTheCaches(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestPastAllCaches(t *testing.T) {
+	responder := stapletest.NewResponder(testCA())
+	for _, tt := range []struct {
+		name    string
+		way     Way
+		answers []http.Handler
+		asked   []string
+		next    Way
+	}{
+		{"POST alone, and GET is still the way", sha1Way, []http.Handler{responder}, []string{"POST SHA-1"}, sha1Way},
+		{"where that is the way", postWay, []http.Handler{responder}, []string{"POST SHA-1"}, Way{Hash: crypto.SHA1, POST: true, posts: 1}},
+		{"unless that is no use", sha1Way, []http.Handler{testhttp.RepliesStatus(405), responder}, []string{"POST SHA-1", "GET SHA-1 no-cache"}, sha1Way},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := testhttp.NewScripted(t, tt.answers...)
+			q := question(t, s.URL)
+			q.Past = AllCaches
+			response, next, _ := q.Ask(t.Context(), tt.way)
+			require.NotNil(t, response)
+			require.Equal(t, tt.asked, s.Asked())
+			require.Equal(t, tt.next, next)
+		})
+	}
+}
+
+func TestWherePOSTIsNoUseGETFollowsAndItsFaultStands(t *testing.T) {
+	busy, refused := testhttp.RepliesStatus(500), testhttp.RepliesStatus(405)
+	s := testhttp.NewScripted(t, refused, busy)
+	_, next, failed := question(t, s.URL).Ask(t.Context(), postWay)
+	require.Equal(t, []string{"POST SHA-1", "GET SHA-1"}, s.Asked())
+	require.Equal(t, 500, failed[1].Status)
+	require.Equal(t, postWay, next)
+
+	s = testhttp.NewScripted(t, testhttp.RepliesOCSP(ocsp.TryLaterErrorResponse), refused)
+	q := question(t, s.URL)
+	q.Past = HeedfulCaches
+	_, _, failed = q.Ask(t.Context(), sha1Way)
+	require.Equal(t, []string{"GET SHA-1 no-cache", "POST SHA-1"}, s.Asked())
+	require.Equal(t, []Stage{Answered, Unasked}, []Stage{failed[0].Stage, failed[1].Stage})
+}
+
+func TestWhatIsRefusedByGETIsAskedForByPOST(t *testing.T) {
+	responder := stapletest.NewResponder(testCA())
+	foreign := testhttp.RepliesOCSP(responder.Response(testCA().Leaf(stapletest.LeafOptions{}).Leaf))
+	s := testhttp.NewScripted(t, refusesGET(foreign))
+	q := question(t, s.URL)
+	response, next, _ := q.Ask(t.Context(), sha1Way)
+	require.Nil(t, response)
+	require.Equal(t, postWay, next)
+	response, _, _ = q.Ask(t.Context(), next)
+	require.NotNil(t, response)
+	response, next, _ = q.Ask(t.Context(), Way{Hash: crypto.SHA1, POST: true, posts: tryGET})
+	require.NotNil(t, response, "it costs no round")
+	require.Equal(t, postWay, next)
+}
+
+func TestGivingUpTeachesNothing(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	hangs := testhttp.NewServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { cancel(); <-r.Context().Done() }))
+	_, next, _ := question(t, hangs).Ask(ctx, sha1Way)
+	require.Equal(t, sha1Way, next)
 }

@@ -142,7 +142,7 @@ func TestStaleAnswersAreAskedForAgain(t *testing.T) {
 			response, next, failed := q.Ask(t.Context(), sha1Way)
 			require.Equal(t, tt.asked, s.Asked())
 			require.Equal(t, tt.success, response != nil)
-			require.Equal(t, sha1Way, next)
+			require.Equal(t, Way{Hash: crypto.SHA1, POST: tt.reason == errForged}, next)
 			require.Len(t, failed, tt.stale)
 			for i, a := range failed {
 				require.Equal(t, Refused, a.Stage)

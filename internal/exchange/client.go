@@ -45,9 +45,6 @@ func checkRedirect(next *http.Request, via []*http.Request) error {
 		return err
 	}
 	next.URL = u
-	if first := via[0].URL; u.Scheme != first.Scheme || u.Host != first.Host {
-		next.Header.Del("Authorization") // net/http goes by the domain alone
-	}
 	if via[len(via)-1].Method == http.MethodPost && next.Method == http.MethodGet && next.Response.StatusCode != http.StatusSeeOther {
 		// As browsers do, net/http makes a GET without the request of it. nginx
 		// redirects so from a location without its last slash.

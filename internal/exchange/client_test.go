@@ -174,17 +174,32 @@ func TestCredentialsGoWhereTheyBelongAlone(t *testing.T) {
 		{"behind a redirect to the same server", "/moved", url.UserPassword("user", "password"), true},
 		{"not to another one, be it at another port of the same address", "/away", url.UserPassword("user", "password"), false},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			c, _ := newClient(t)
-			c.User = tt.user
-			r := c.Do(t.Context(), http.MethodGet, server+tt.path, nil, http.Header{})
-			require.NoError(t, r.Err)
-			want := "sent: "
-			if tt.sent {
-				want += "Basic dXNlcjpwYXNzd29yZA=="
-			}
-			require.Equal(t, want, string(r.Body))
-		})
+		for _, own := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, by a client of ours: %v", tt.name, own), func(t *testing.T) {
+				c, _ := newClient(t)
+				c.User = tt.user
+				if !own {
+					c.HTTP.CheckRedirect = nil
+				}
+				r := c.Do(t.Context(), http.MethodGet, server+tt.path, nil, http.Header{})
+				require.NoError(t, r.Err)
+				want := "sent: "
+				if tt.sent {
+					want += "Basic dXNlcjpwYXNzd29yZA=="
+				}
+				require.Equal(t, want, string(r.Body))
+			})
+		}
+	}
+}
+
+func TestWhatAnErrorQuotesIsBounded(t *testing.T) {
+	c, _ := newClient(t)
+	long := strings.Repeat("\x01", 10_000)
+	for _, answer := range []string{"HTTP/1.1 2" + long + "\r\n\r\n", "HTTP/1.1 302 Found\r\nLocation: http://%" + strings.Repeat("z", 10_000) + "\r\n\r\n"} {
+		r := c.Do(t.Context(), http.MethodGet, testhttp.ServeRaw(t, testhttp.Says(answer)), nil, http.Header{})
+		require.Error(t, r.Err)
+		require.Less(t, len(r.Err.Error()), 1000)
 	}
 }
 
@@ -193,9 +208,14 @@ func TestShown(t *testing.T) {
 		"http://ocsp.example/a@b?c@d":              "http://ocsp.example/a@b?c@d",
 		" http://user:password@ocsp.example/a\r\n": "http://ocsp.example/a",
 		"http://user:p@ss@ocsp.example":            "http://ocsp.example",
-		"http://user:pass word@%zz":                "http://%zz",
-		"user:password@ocsp.example/path":          "ocsp.example/path",
-		"//user@ocsp.example?q":                    "//ocsp.example?q",
+		"http://user:pass word@%zz":                "http://...%zz",
+		"user:password@ocsp.example/path":          "...ocsp.example/path",
+		"//user@ocsp.example?q":                    "...ocsp.example?q",
+		"https://user:pa/ss@ocsp.example":          "https://...ocsp.example",
+		"https://user:pa#ss@ocsp.example":          "https://...ocsp.example",
+		"https://user:pa?ss@ocsp.example":          "https://...ocsp.example",
+		"https:///user:password@ocsp.example":      "https://...ocsp.example",
+		"mailto:user@example.com":                  "...example.com",
 		"":                                         "",
 	} {
 		require.Equal(t, want, Shown(in), in)

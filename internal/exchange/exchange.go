@@ -62,10 +62,17 @@ func ParseURL(s string) (*url.URL, error) {
 	return u, nil
 }
 
-// Shown returns a URL as it may be shown to anybody: without credentials, and without white space around it. It need
-// not parse.
+// Shown returns a URL as it may be shown to anybody: without credentials, and without white space around it. Of one
+// that cannot be asked nobody knows where they end: what may be some is left out.
 func Shown(s string) string {
 	s = strings.TrimSpace(s)
+	if i := strings.LastIndexByte(s, '@'); i >= 0 && !Fetchable(s) {
+		scheme, _, ok := strings.Cut(s, ":")
+		if !ok || strings.ContainsAny(scheme, "@/") || !strings.HasPrefix(s[len(scheme):], "://") {
+			return "..." + s[i+1:]
+		}
+		return scheme + "://..." + s[i+1:]
+	}
 	begin := 0
 	if i := strings.Index(s, "//"); i >= 0 {
 		begin = i + 2
@@ -146,7 +153,7 @@ func (c Client) do(ctx context.Context, cancel func(), method, target string, bo
 		password, _ := c.User.Password()
 		r.SetBasicAuth(c.User.Username(), password)
 	}
-	resp, err := c.HTTP.Do(r)
+	resp, err := c.client().Do(r)
 	if resp != nil {
 		result.Status = resp.StatusCode
 		result.RetryAfter = retryAfter(resp.Header.Get("Retry-After"))
@@ -158,7 +165,7 @@ func (c Client) do(ctx context.Context, cancel func(), method, target string, bo
 		if e, ok := errors.AsType[*url.Error](err); ok {
 			at, err = e.URL, e.Err // the URL is known, and long
 		}
-		err = c.advise(err)
+		err = c.advise(bounded(err))
 		if silent.Load() {
 			err = fmt.Errorf("%w: %w", ErrSilent, err)
 		}
@@ -171,6 +178,46 @@ func (c Client) do(ctx context.Context, cancel func(), method, target string, bo
 		at = resp.Request.URL.String()
 	}
 	return redirected(target, at, c.read(resp, result))
+}
+
+// client returns the client to use: with credentials, one that takes them nowhere else. net/http goes by the domain
+// alone, and knows neither ports nor that http is no place for what was meant for https.
+func (c Client) client() *http.Client {
+	if c.User == nil {
+		return c.HTTP
+	}
+	careful := *c.HTTP
+	careful.CheckRedirect = func(next *http.Request, via []*http.Request) error {
+		if first := via[0].URL; next.URL.Scheme != first.Scheme || next.URL.Host != first.Host {
+			next.Header.Del("Authorization")
+		}
+		switch {
+		case c.HTTP.CheckRedirect != nil:
+			return c.HTTP.CheckRedirect(next, via)
+		case len(via) >= 10: // as net/http has it
+			return errors.New("stopped after 10 redirects")
+		}
+		return nil
+	}
+	return &careful
+}
+
+// maxErrorText bounds what an error quotes of a server's answer: a header may be long, and errors are kept.
+const maxErrorText = 500
+
+// bounded returns err, or if its text is too long the beginning of that, and what it was about.
+func bounded(err error) error {
+	text := err.Error()
+	if len(text) <= maxErrorText {
+		return err
+	}
+	short := errors.New(strings.Clone(text[:maxErrorText]) + "...")
+	for _, known := range []error{context.Canceled, context.DeadlineExceeded, io.ErrUnexpectedEOF, io.EOF, ErrSilent} {
+		if errors.Is(err, known) {
+			return fmt.Errorf("%w: %w", known, short)
+		}
+	}
+	return short
 }
 
 // advise adds to an error of HTTPS what would help.

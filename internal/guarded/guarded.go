@@ -32,8 +32,8 @@ type Cache struct {
 	store  Store
 	locker Locker // nil: it is none
 
-	mu                   sync.Mutex
-	reads, writes, locks breaker.Breaker
+	mu                            sync.Mutex
+	reads, writes, locks, unlocks breaker.Breaker
 }
 
 // New returns a Cache that guards store, and its locks if it has any.
@@ -65,34 +65,55 @@ func (c *Cache) Delete(ctx context.Context, key string) error {
 	return c.call(ctx, &c.writes, func() error { return c.store.Delete(ctx, key) })
 }
 
-// TryLock takes a lock of the Store, which must have locks. To give it back is not guarded.
+// TryLock takes a lock of the Store, which must have locks. To give it back slowly counts as slow.
 func (c *Cache) TryLock(ctx context.Context, key string, ttl time.Duration) (unlock func(), ok bool, err error) {
+	if !c.allows(&c.unlocks) {
+		return nil, false, ErrPassedBy
+	}
+	var back func()
+	defer func() {
+		if unlock == nil { // there is nothing to give back, which takes no time
+			c.done(&c.unlocks, time.Now(), false)
+		}
+	}()
 	err = c.call(ctx, &c.locks, func() (err error) {
-		unlock, ok, err = c.locker.TryLock(ctx, key, ttl)
+		back, ok, err = c.locker.TryLock(ctx, key, ttl)
 		return err
 	})
-	return unlock, ok, err
+	if err != nil || !ok || back == nil {
+		return nil, ok, err
+	}
+	return func() {
+		began := time.Now()
+		defer func() { c.done(&c.unlocks, began, false) }()
+		back()
+	}, true, nil
 }
 
 // call makes a call, unless those like it hang.
 func (c *Cache) call(ctx context.Context, b *breaker.Breaker, f func() error) error {
-	began := time.Now()
-	c.mu.Lock()
-	allowed := b.Allow(began)
-	c.mu.Unlock()
-	if !allowed {
+	if !c.allows(b) {
 		return ErrPassedBy
 	}
-	givenUp := true // if f ends the goroutine
-	defer func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		now := time.Now()
-		b.Done(now.Sub(began), givenUp, now)
-	}()
+	began, givenUp := time.Now(), true // if f ends the goroutine
+	defer func() { c.done(b, began, givenUp) }()
 	err := f()
 	givenUp = ctx.Err() != nil
 	return err
+}
+
+func (c *Cache) allows(b *breaker.Breaker) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return b.Allow(time.Now())
+}
+
+// done says that a call ended which began then.
+func (c *Cache) done(b *breaker.Breaker, began time.Time, givenUp bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	b.Done(now.Sub(began), givenUp, now)
 }
 
 // Forgive makes it go on as if no call to write had been slow.

@@ -96,6 +96,8 @@ type State struct {
 type doubt struct {
 	lasting bool // a revocation before it was no hold
 
+	cached *Response // the last good one that came from a cache, which may have it for long
+
 	// Of the good responses since somebody said "revoked" last: the first, and the first that was another one.
 	first, other     *Response
 	firstAt, otherAt int64 // when they came
@@ -128,6 +130,24 @@ func (s *State) Offer(r *Response, now int64) (taken bool) {
 	}
 	s.held, s.doubt = r, nil
 	return true
+}
+
+// OfferCached is Offer for a response that came from a cache, where it counts once.
+func (s *State) OfferCached(r *Response, now int64) (taken bool) {
+	if s.doubt != nil && s.doubt.cached != nil && r.Same(s.doubt.cached) {
+		return false
+	}
+	if taken = s.Offer(r, now); !taken && s.doubt != nil && !r.Revoked {
+		s.doubt.cached = r
+	}
+	return taken
+}
+
+// ClockSet says that the clock was set, so that nobody knows how long ago anything came.
+func (s *State) ClockSet(now int64) {
+	if s.doubt != nil {
+		s.doubt.firstAt, s.doubt.otherAt = now, now
+	}
 }
 
 // lasts reports whether what is held says that the certificate is revoked for good.

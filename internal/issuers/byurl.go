@@ -53,19 +53,21 @@ func (b *ByURL) Get(ctx context.Context, url string, cert *x509.Certificate,
 		b.mu.Unlock()
 
 		if !joined {
+			finished := false
+			defer func() { // also if get ends the goroutine
+				if !finished {
+					r.void = true
+					b.finish(url, r, nil)
+				}
+			}()
 			found := Among(known, cert, MaxChecks)
 			if r.void = len(found) > 0; !r.void {
 				r.certs, r.err = get(ctx)
 				r.void = ctx.Err() != nil
 				found = Among(r.certs, cert, MaxChecks)
 			}
-			b.mu.Lock()
-			if len(found) > 0 {
-				b.found.Put(url, found)
-			}
-			delete(b.inFlight, url)
-			b.mu.Unlock()
-			close(r.done)
+			finished = true
+			b.finish(url, r, found)
 			return found, r.err
 		}
 		select {
@@ -77,4 +79,15 @@ func (b *ByURL) Get(ctx context.Context, url string, cert *x509.Certificate,
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// finish remembers what was found, and lets those go on who wait for r.
+func (b *ByURL) finish(url string, r *request, found []*x509.Certificate) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(found) > 0 {
+		b.found.Put(url, found)
+	}
+	delete(b.inFlight, url)
+	close(r.done)
 }

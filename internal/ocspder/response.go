@@ -358,3 +358,9 @@ func Revoked(der []byte, leaf *x509.Certificate) (latest Single, ok bool) {
 	})
 	return latest, err == nil && latest.Status == ocsp.Revoked && latest.Serial != nil
 }
+
+// SaysRevoked reports whether a response that nobody has verified says so of any certificate.
+func SaysRevoked(der []byte) (revoked bool) {
+	_, err := Read(der, func(s Single) { revoked = revoked || s.Status == ocsp.Revoked })
+	return err == nil && revoked
+}

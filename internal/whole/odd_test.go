@@ -73,8 +73,9 @@ func TestOddAnswers(t *testing.T) {
 	const name = "../../docs/asking.md"
 	text, err := os.ReadFile(name)
 	require.NoError(t, err)
-	between := regexp.MustCompile(`(?s)(<!-- TestOddAnswers -->\n\n).*?(\n<!-- end -->)`)
-	want := between.ReplaceAll(text, []byte("${1}"+table.String()+"${2}"))
+	between := regexp.MustCompile(`(?s)(<!-- TestOddAnswers -->\n\n).*?(<!-- end -->)`)
+	require.True(t, between.Match(text))
+	want := between.ReplaceAll(text, []byte("${1}"+table.String()+"\n${2}"))
 	if *updateDocs {
 		require.NoError(t, os.WriteFile(name, want, 0o644))
 		return
@@ -178,7 +179,9 @@ func roundsOf(t *testing.T, odd oddAnswer) (rounds []string) {
 	if odd.replays { // it is in the last part of its life that such a cache does harm
 		at, end := c.Status().ThisUpdate, c.Status().Expires
 		for c.Status().ThisUpdate.Equal(at) && time.Now().Before(end) {
+			mu.Lock()
 			asked = nil
+			mu.Unlock()
 			time.Sleep(time.Minute)
 			synctest.Wait()
 		}
