@@ -137,9 +137,9 @@ func (m *month) weather(h *monthHost, r *rand.Rand, end time.Time) {
 			hung = max(hung, time.Until(until))
 		}
 		h.finish(&fault{}, hung)
-		// Every two seconds at first, every 15 from the fifth minute on, every 2.5 minutes after an hour; up to three
-		// requests in a round; and once more at each staple's end.
-		m.allowed += 3 * (270 + float64(len(h.certs)) + length.Seconds()/150)
+		// Every two seconds at first, every 15 from the fifth minute on, every 2.5 minutes after an hour; up to five
+		// requests in a round, with GET and POST and either hash; and once more at each staple's end.
+		m.allowed += 5 * (270 + float64(len(h.certs)) + length.Seconds()/150)
 		within, _ := promised(length)
 		if d, _ := alone(false, length); h.way == "useless" {
 			within = max(within, d)
@@ -208,8 +208,8 @@ func (m *month) lacked(c *monthCert) {
 func (m *month) promised(h *monthHost) (time.Duration, string) {
 	outage, ok := h.lasted(bubbleStart)
 	if !ok {
-		// As many as there are at the start have to be asked about, beside those who hang.
-		return atTheEnd + 20*time.Second + time.Duration(len(m.bySerial))*monthRequest/16, "a staple's end, or the start"
+		// As many as there are at the start have to be asked about, beside those who hang for thirty seconds and may have all workers.
+		return atTheEnd + 33*time.Second + time.Duration(len(m.bySerial))*monthRequest/16, "a staple's end, or the start"
 	}
 	within, why := promised(outage)
 	return within + h.hung, why
