@@ -33,8 +33,10 @@
 // stops.
 //
 // A "revoked" answer replaces a good one at once, and nothing is stapled any more,
-// unless [Stapler.StapleRevoked] says so. A certificate that names no responder,
-// as those of many public authorities do not any more, is served as it is.
+// unless [Stapler.StapleRevoked] says so. A certificate on hold may be good again at
+// once; any other revocation outlasts its response, over restarts too, until two
+// different good ones, half an hour apart, undo it. A certificate that names no
+// responder, as those of many public authorities do not any more, is served as it is.
 //
 // What begins and ends goes to [Stapler.Logger] as far as an operator should know, to
 // [Stapler.OnEvent] in full, and can be asked for with [Certificate.Status].
