@@ -179,7 +179,7 @@ func (c *Collector) Event(ev staple.Event) {
 	}
 	c.once.Do(c.init)
 	c.mu.Lock()
-	h := c.hostOf(ev.Status.Leaf)
+	h := c.hostOf(ev.Status)
 	c.mu.Unlock()
 	c.fetches.WithLabelValues(h.label, ev.Kind.String()).Inc()
 	c.durations.WithLabelValues(h.label).Observe(ev.Duration.Seconds())
@@ -233,9 +233,10 @@ func (c *Collector) certificates() []prometheus.Metric {
 		st := handle.Status()
 		l := c.leaves[st.Leaf]
 		if l == nil {
-			l = &leaf{host: c.hostOf(st.Leaf)}
+			l = new(leaf)
 			c.leaves[st.Leaf] = l
 		}
+		l.host = c.hostOf(st)
 		if l.survey == c.survey {
 			continue // another handle to the same leaf
 		}
@@ -348,13 +349,20 @@ func timestamp(metrics []prometheus.Metric, d *prometheus.Desc, t time.Time, lab
 	return append(metrics, gauge(d, float64(t.UnixMilli())/1e3, labels...))
 }
 
-// hostOf returns the host that answers for leaf, with mu held: that of the first
-// URL, by which the Stapler groups, too.
-func (c *Collector) hostOf(leaf *x509.Certificate) *host {
+// hostOf returns the host that answers for a certificate, with mu held: the one that answered last, or was asked in
+// vain, or else that of the first URL.
+func (c *Collector) hostOf(st staple.Status) *host {
+	at := st.Responder
+	if failed, ok := errors.AsType[*staple.HTTPError](st.Err); ok && at == "" {
+		at = failed.URL
+	}
+	if at == "" && len(st.Leaf.OCSPServer) > 0 {
+		at = st.Leaf.OCSPServer[0]
+	}
 	name := noResponder
-	if len(leaf.OCSPServer) > 0 {
+	if at != "" {
 		name = otherHosts
-		if u, err := url.Parse(leaf.OCSPServer[0]); err == nil && u.Host != "" {
+		if u, err := url.Parse(strings.TrimSpace(at)); err == nil && u.Host != "" {
 			name = label(strings.ToLower(u.Host))
 		}
 	}

@@ -223,11 +223,6 @@ staple_certificates{must_staple="true",responder_host="ocsp.example",state="wait
 staple_failing_certificates{responder_host="none"} 0
 staple_failing_certificates{responder_host="ocsp.down.example:8080"} 1
 staple_failing_certificates{responder_host="ocsp.example"} 2
-# HELP staple_paused_certificates Certificates that are not asked about at present, since requests about others have failed.
-# TYPE staple_paused_certificates gauge
-staple_paused_certificates{responder_host="none"} 0
-staple_paused_certificates{responder_host="ocsp.down.example:8080"} 1
-staple_paused_certificates{responder_host="ocsp.example"} 1
 # HELP staple_fetch_failures_total Fetches that brought no acceptable OCSP response.
 # TYPE staple_fetch_failures_total counter
 staple_fetch_failures_total{reason="http_5xx",responder_host="ocsp.down.example:8080"} 1
@@ -250,7 +245,7 @@ staple_fetches_total{responder_host="ocsp.example",result="reinstated"} 0
 staple_fetches_total{responder_host="ocsp.example",result="revoked"} 1
 staple_fetches_total{responder_host="ocsp.example",result="stapled"} 2
 staple_fetches_total{responder_host="ocsp.example",result="unchanged"} 1
-`), "staple_certificate_state", "staple_certificates", "staple_failing_certificates", "staple_paused_certificates", "staple_fetch_failures_total", "staple_fetches_total"))
+`), "staple_certificate_state", "staple_certificates", "staple_failing_certificates", "staple_fetch_failures_total", "staple_fetches_total"))
 
 		text := w.scrape(t)
 		const week = 7 * 24 * 3600
@@ -578,9 +573,9 @@ func TestTheNumberOfHostsIsBounded(t *testing.T) {
 		text := w.scrape(t)
 		require.Equal(t, maxHosts+2, strings.Count(text, "\nstaple_failing_certificates{"))
 		requireValue(t, hosts-maxHosts, text, `staple_certificates{must_staple="false",responder_host="other",state="unstapled"}`)
-		requireValue(t, 4, text, `staple_certificates{must_staple="false",responder_host="other",state="no-responder"}`)
+		requireValue(t, 3, text, `staple_certificates{must_staple="false",responder_host="other",state="no-responder"}`)
 		requireValue(t, hosts-maxHosts, text, `staple_fetches_total{responder_host="other",result="failed"}`)
-		requireValue(t, 1, text, `staple_certificates{must_staple="false",responder_host="none",state="no-responder"}`)
+		requireValue(t, 2, text, `staple_certificates{must_staple="false",responder_host="none",state="no-responder"}`)
 		requireValue(t, 1, text, `staple_certificates{must_staple="false",responder_host="0.example",state="unstapled"}`)
 	})
 }
@@ -828,4 +823,16 @@ func (d *discard) Write(p []byte) (int, error) {
 	d.bytes += len(p)
 	d.lines += bytes.Count(p, []byte("\n"))
 	return io.Discard.Write(p)
+}
+
+func TestCountedGoesByWhoWasReallyAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, answer := range []stapletest.Answer{{}, {HTTPStatus: 500}} {
+			w := newWorld(t)
+			w.stapler.Fetcher = &staple.HTTPFetcher{Client: w.responder.Client(), URLs: func(*x509.Certificate) []string { return []string{" http://override.example/ "} }}
+			w.add(t, stapletest.LeafOptions{}, answer)
+			w.settle(t)
+			require.Contains(t, w.scrape(t), `staple_certificates{must_staple="false",responder_host="override.example"`)
+		}
+	})
 }
