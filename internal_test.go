@@ -428,48 +428,50 @@ func FuzzFetch(f *testing.F) {
 		f.Add([]byte(first), []byte(first), true)
 	}
 	f.Fuzz(func(t *testing.T, first, then []byte, endless bool) {
-		var connections, read atomic.Int64
-		dial := testhttp.Piped(t, func(conn net.Conn) {
-			says := then
-			if connections.Add(1) == 1 {
-				says = first
+		synctest.Test(t, func(t *testing.T) { // for what hangs
+			var connections, read atomic.Int64
+			dial := testhttp.Piped(t, func(conn net.Conn) {
+				says := then
+				if connections.Add(1) == 1 {
+					says = first
+				}
+				_, err := conn.Write(says)
+				for end := says[max(0, len(says)-1000):]; endless && len(end) > 0 && err == nil; {
+					_, err = conn.Write(bytes.Repeat(end, 1+1000/len(end)))
+				}
+			})
+			client := exchange.NewClient(20*time.Second, nil)
+			defer client.CloseIdleConnections()
+			client.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				conn, err := dial(ctx, network, addr)
+				return countedConn{conn, &read}, err
 			}
-			_, err := conn.Write(says)
-			for end := says[max(0, len(says)-1000):]; endless && len(end) > 0 && err == nil; {
-				_, err = conn.Write(bytes.Repeat(end, 1+1000/len(end)))
+			response, err := (&HTTPFetcher{Client: client}).Fetch(t.Context(), &Request{Leaf: leaf, Issuer: ca.Issuer})
+			// GET and POST with two hashes, each with three redirects.
+			require.LessOrEqual(t, connections.Load(), int64(4*4))
+			require.LessOrEqual(t, read.Load(), connections.Load()*1<<20)
+			if err == nil {
+				require.LessOrEqual(t, len(response), defaultMaxResponseSize)
+				var outer asn1.RawValue
+				rest, err := asn1.Unmarshal(response, &outer)
+				require.NoError(t, err)
+				require.Empty(t, rest)
+				require.Equal(t, asn1.TagSequence, outer.Tag)
+				require.True(t, bytes.HasPrefix(outer.Bytes, []byte{asn1.TagEnum, 1, 0}) && len(outer.Bytes) > 3, "%x", response)
+				return
 			}
+			require.Nil(t, response)
+			text := err.Error()
+			require.True(t, strings.HasPrefix(text, `staple: "http://ocsp.example/path": `), "%q", text)
+			require.False(t, strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }), "%q", text)
+			require.Less(t, len(text), 7000) // 2000 runes that are replaced by U+FFFD
+			answers := answersIn(err)
+			require.Len(t, answers, 1)
+			require.Equal(t, "http://ocsp.example/path", answers[0].URL)
+			require.Contains(t, []schedule.Fault{schedule.Host, schedule.CA, schedule.URL, schedule.Certificate}, answers[0].Fault)
+			require.GreaterOrEqual(t, answers[0].RetryAfter, time.Duration(0))
+			require.LessOrEqual(t, answers[0].RetryAfter, 7*24*time.Hour)
 		})
-		client := exchange.NewClient(20*time.Second, nil)
-		defer client.CloseIdleConnections()
-		client.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			conn, err := dial(ctx, network, addr)
-			return countedConn{conn, &read}, err
-		}
-		response, err := (&HTTPFetcher{Client: client}).Fetch(t.Context(), &Request{Leaf: leaf, Issuer: ca.Issuer})
-		// GET and POST with two hashes, each with three redirects.
-		require.LessOrEqual(t, connections.Load(), int64(4*4))
-		require.LessOrEqual(t, read.Load(), connections.Load()*1<<20)
-		if err == nil {
-			require.LessOrEqual(t, len(response), defaultMaxResponseSize)
-			var outer asn1.RawValue
-			rest, err := asn1.Unmarshal(response, &outer)
-			require.NoError(t, err)
-			require.Empty(t, rest)
-			require.Equal(t, asn1.TagSequence, outer.Tag)
-			require.True(t, bytes.HasPrefix(outer.Bytes, []byte{asn1.TagEnum, 1, 0}) && len(outer.Bytes) > 3, "%x", response)
-			return
-		}
-		require.Nil(t, response)
-		text := err.Error()
-		require.True(t, strings.HasPrefix(text, `staple: "http://ocsp.example/path": `), "%q", text)
-		require.False(t, strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }), "%q", text)
-		require.Less(t, len(text), 7000) // 2000 runes that are replaced by U+FFFD
-		answers := answersIn(err)
-		require.Len(t, answers, 1)
-		require.Equal(t, "http://ocsp.example/path", answers[0].URL)
-		require.Contains(t, []schedule.Fault{schedule.Host, schedule.CA, schedule.URL, schedule.Certificate}, answers[0].Fault)
-		require.GreaterOrEqual(t, answers[0].RetryAfter, time.Duration(0))
-		require.LessOrEqual(t, answers[0].RetryAfter, 7*24*time.Hour)
 	})
 }
 
