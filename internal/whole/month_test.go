@@ -138,8 +138,8 @@ func (m *month) weather(h *monthHost, r *rand.Rand, end time.Time) {
 		}
 		h.finish(&fault{}, hung)
 		// Every two seconds at first, every 15 from the fifth minute on, every 2.5 minutes after an hour; up to five
-		// requests in a round, with GET and POST and either hash; and once more at each staple's end.
-		m.allowed += 5 * (270 + float64(len(h.certs)) + length.Seconds()/150)
+		// requests in a round, with GET and POST and either hash, and room for chance; and once more at each staple's end.
+		m.allowed += 7 * (270 + float64(len(h.certs)) + length.Seconds()/150)
 		within, _ := promised(length)
 		if d, _ := alone(false, length); h.way == "useless" {
 			within = max(within, d)
