@@ -443,6 +443,9 @@ func FuzzFetch(f *testing.F) {
 			client := exchange.NewClient(20*time.Second, nil)
 			defer client.CloseIdleConnections()
 			client.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				if _, _, err := net.SplitHostPort(addr); err != nil {
+					return nil, err // as any dialer does, and net/http forgets to close what came of it otherwise
+				}
 				conn, err := dial(ctx, network, addr)
 				return countedConn{conn, &read}, err
 			}
