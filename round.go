@@ -282,15 +282,15 @@ func (r *round) fetch() outcome {
 }
 
 // doubts returns which caches are to be passed by, since they may have what is not the responder's last word, and whether
-// what is held already is not enough. What is revoked is asked about once a round: a second answer would be another node's.
+// what is held already is not enough. What is revoked for good is asked about once a round: a second answer would be another node's.
 func (r *round) doubts() (past ask.Past, insists bool) {
 	r.engine.mu.Lock()
 	defer r.engine.mu.Unlock()
 	held, now := r.known.Held(), wall.Micro()
 	switch {
-	case r.known.Revoked():
+	case r.known.Lasting():
 		return ask.AllCaches, false
-	case r.forced, r.denied, held != nil && !held.Current(now):
+	case r.forced, r.denied, held != nil && (held.Revoked || !held.Current(now)):
 		return ask.HeedfulCaches, true
 	case held != nil && now >= held.End-(held.End-held.ThisUpdate)/8 && r.insisted < maxInsisted:
 		r.insisted++

@@ -109,6 +109,9 @@ func (s *State) Held() *Response { return s.held }
 // Revoked reports whether the certificate is revoked, by all that is known.
 func (s *State) Revoked() bool { return s.held != nil && s.held.Revoked }
 
+// Lasting reports whether it is revoked for good, so that no single answer says otherwise.
+func (s *State) Lasting() bool { return s.Revoked() && s.lasts() }
+
 // Offer says that r has come, and reports whether it is held from now on. It is to be told of what is held
 // already or older, too: a node may say "revoked" again.
 func (s *State) Offer(r *Response, now int64) (taken bool) {

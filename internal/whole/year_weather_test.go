@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-staple/staple/internal/world"
@@ -92,6 +93,9 @@ func (y *yearWeather) befall(f *fault) {
 	y.mu.Lock()
 	y.count.faults[f.kind]++
 	for _, c := range f.hits {
+		if c.revoked || c.newest != nil && c.newest.revoked {
+			c.contradict(f)
+		}
 		if c.faults = append(c.faults, f); !f.breaks() {
 			continue
 		}
@@ -308,6 +312,9 @@ func (y *yearWeather) revoke(c *yearCert, revoked bool) {
 	if c.revoked = revoked; !revoked {
 		c.reach = later(c.reach, time.Now())
 	}
+	for _, f := range c.faults {
+		c.contradict(f)
+	}
 	y.mu.Unlock()
 	y.set(c)
 	y.in(holdLifted+time.Second, y.check)
@@ -403,4 +410,11 @@ func (y *yearWeather) tamper(c *yearCert) {
 		data = c.archive[0].der
 	}
 	y.cache.MemoryCache.Put(ctx, c.leafKey(), data)
+}
+
+// contradict excuses c while some nodes of its responder say otherwise than others about a revocation.
+func (c *yearCert) contradict(f *fault) {
+	if strings.HasPrefix(f.kind, "a node") {
+		c.excuse(f.from.Add(f.length+rehabilitate), f.kind)
+	}
 }
