@@ -249,8 +249,8 @@ func (d *driver) show() {
 	}
 }
 
-// reconsider asks the Verifier again about what is held for e and lies in the future since the clock was set: it is held no longer if that
-// refuses it now, and again once that does not.
+// reconsider asks the Verifier again about what is held for e and lies in the future since the clock was set: it is held
+// no longer if that refuses it now, and again once that does not.
 func (d *driver) reconsider(e *entry) {
 	g := d.engine
 	issuer := e.localIssuer()

@@ -336,7 +336,7 @@ func (e *entry) conclude(o outcome) {
 	}
 	var kind EventKind
 	for _, r := range []*response{o.denial, o.response} { // in this order: what says "revoked" casts doubt on the other
-		if r == nil || r == o.response && r == o.denial && kind != 0 {
+		if r == nil {
 			continue
 		}
 		switch k := e.take(r, o.cached, now); {

@@ -232,6 +232,8 @@ func (f *HTTPFetcher) Fetch(ctx context.Context, req *Request) ([]byte, error) {
 // A place is a URL as it may be shown, and the credentials that go with it.
 type place struct {
 	url   string
+	at    *url.URL
+	err   error // why it cannot be asked
 	user  *url.Userinfo
 	alone bool // there is no other
 }
@@ -242,8 +244,11 @@ func places(urls []string, trusted bool) (all []place) {
 	room := map[bool]int{true: maxURLs, false: maxURLs}
 	for _, raw := range urls {
 		p := place{url: exchange.Shown(raw)}
-		if u, err := url.Parse(strings.TrimSpace(raw)); err == nil && trusted {
-			p.user = u.User
+		p.at, p.err = exchange.ParseURL(p.url)
+		if trusted {
+			if u, err := url.Parse(strings.TrimSpace(raw)); err == nil {
+				p.user = u.User
+			}
 		}
 		if ok := p.fetchable(); room[ok] > 0 {
 			room[ok]--
@@ -253,7 +258,7 @@ func places(urls []string, trusted bool) (all []place) {
 	return all
 }
 
-func (p place) fetchable() bool { return exchange.Fetchable(p.url) }
+func (p place) fetchable() bool { return p.err == nil }
 
 // named returns the URLs that are there for leaf, usable or not.
 func (f *HTTPFetcher) named(leaf *x509.Certificate) []place {
@@ -321,10 +326,7 @@ func (f *HTTPFetcher) inTurn(ctx context.Context, urls []place, try func(context
 }
 
 func (f *HTTPFetcher) requestTimeout() time.Duration {
-	if f.Timeout > 0 {
-		return f.Timeout
-	}
-	return defaultRequestTimeout
+	return cmp.Or(max(f.Timeout, 0), defaultRequestTimeout)
 }
 
 func (f *HTTPFetcher) fetchTimeout() time.Duration { return requestsPerFetch * f.requestTimeout() }
@@ -332,9 +334,8 @@ func (f *HTTPFetcher) fetchTimeout() time.Duration { return requestsPerFetch * f
 // ask gets a response from one responder, in the way that worked the last time.
 // unchanged tells that it is what is held already.
 func (f *HTTPFetcher) ask(ctx context.Context, p place, req *Request) (response []byte, unchanged bool, failure *HTTPError) {
-	u, err := exchange.ParseURL(p.url)
-	if err != nil {
-		return nil, false, &HTTPError{URL: p.url, Err: err, fault: notAsked}
+	if p.err != nil {
+		return nil, false, &HTTPError{URL: p.url, Err: p.err, fault: notAsked}
 	}
 	f.mu.Lock()
 	known := f.responders.Get(p.url)
@@ -342,7 +343,7 @@ func (f *HTTPFetcher) ask(ctx context.Context, p place, req *Request) (response 
 	way := known.way
 	way.Hash = cmp.Or(way.Hash, f.Hash, crypto.SHA1)
 
-	q := &ask.Question{Client: f.client(p), Responder: u, Leaf: req.Leaf, Issuer: req.Issuer, Accept: req.Accept, Cause: causeOf, Past: req.past}
+	q := &ask.Question{Client: f.client(p), Responder: p.at, Leaf: req.Leaf, Issuer: req.Issuer, Accept: req.Accept, Cause: causeOf, Past: req.past}
 	response, next, failed := q.Ask(ctx, way)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -437,12 +438,11 @@ func (f *HTTPFetcher) FetchIssuer(ctx context.Context, leaf *x509.Certificate) (
 
 // certificates returns the certificates at a URL. The error is an *HTTPError.
 func (f *HTTPFetcher) certificates(ctx context.Context, p place) ([]*x509.Certificate, error) {
-	u, err := exchange.ParseURL(p.url)
-	if err != nil {
-		return nil, &HTTPError{URL: p.url, Err: err, fault: notAsked}
+	if p.err != nil {
+		return nil, &HTTPError{URL: p.url, Err: p.err, fault: notAsked}
 	}
 	header := http.Header{"Accept": {"application/pkix-cert, application/pkcs7-mime, */*;q=0.5"}}
-	r := f.client(p).Do(ctx, http.MethodGet, u.String(), nil, header)
+	r := f.client(p).Do(ctx, http.MethodGet, p.at.String(), nil, header)
 	if r.Err == nil {
 		if certs := issuers.Parse(r.Body); len(certs) > 0 {
 			return certs, nil
@@ -453,7 +453,7 @@ func (f *HTTPFetcher) certificates(ctx context.Context, p place) ([]*x509.Certif
 	if ctx.Err() == context.Canceled {
 		whose = notAsked
 	}
-	err = fmt.Errorf("GET: %w", r.Err)
+	err := fmt.Errorf("GET: %w", r.Err)
 	return nil, &HTTPError{URL: p.url, StatusCode: r.Status, RetryAfter: r.RetryAfter, Err: err, fault: whose}
 }
 

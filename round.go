@@ -267,7 +267,6 @@ func (r *round) fetch() outcome {
 	o := outcome{asked: true, responder: req.Responder}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	o.denial = a.denial
 	switch {
 	case a.taken != nil:
 		o.response = a.taken
@@ -277,6 +276,9 @@ func (r *round) fetch() outcome {
 		o.err, o.final = err, true
 	default:
 		o.err = fmt.Errorf("no OCSP response for %s: %w", name.Of(r.leaf), err)
+	}
+	if a.denial != o.response {
+		o.denial = a.denial
 	}
 	return o
 }

@@ -128,10 +128,7 @@ func (s *storage) probe(e *entry, failing trouble) {
 	}
 	ctx, cancel := context.WithTimeout(g.ctx, storeTimeout)
 	defer cancel()
-	der, err := s.cache.Get(ctx, e.cacheKey())
-	if isMiss(err) {
-		der, err = nil, nil
-	}
+	der, err := s.get(ctx, e)
 	if g.ctx.Err() != nil {
 		return
 	}
@@ -157,11 +154,11 @@ func (s *storage) probe(e *entry, failing trouble) {
 		}
 	}
 	if failing&locking != 0 {
-		unlock, ok, err := s.locker.TryLock(ctx, e.cacheKey(), time.Second)
+		unlock, _, err := s.locker.TryLock(ctx, e.cacheKey(), time.Second)
 		if g.ctx.Err() == nil {
 			s.report(locking, err)
 		}
-		if err == nil && ok {
+		if unlock != nil {
 			unlock()
 		}
 	}
@@ -202,14 +199,20 @@ func (s *storage) report(doing trouble, err error) {
 	}
 }
 
+// get returns what the cache has about e, which may be nothing.
+func (s *storage) get(ctx context.Context, e *entry) ([]byte, error) {
+	der, err := s.cache.Get(ctx, e.cacheKey())
+	if isMiss(err) {
+		return nil, nil
+	}
+	return der, err
+}
+
 // load returns the response that the cache has about e, verified, or nil. An error
 // is one of the cache's.
 func (s *storage) load(ctx context.Context, e *entry, issuer *x509.Certificate) (*response, error) {
 	g := s.engine
-	der, err := s.cache.Get(ctx, e.cacheKey())
-	if isMiss(err) {
-		err = nil
-	}
+	der, err := s.get(ctx, e)
 	if err != nil || len(der) == 0 {
 		return nil, err
 	}

@@ -2,18 +2,17 @@ package statuspage
 
 import (
 	"bytes"
-	"cmp"
 	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/hex"
-	"fmt"
 	"time"
 
 	"golang.org/x/crypto/ocsp"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/name"
 )
 
 // A detail is what is shown of one certificate.
@@ -71,19 +70,6 @@ func (h *Handler) detail(c *staple.Certificate, handles int, q query, now time.T
 
 var statusTexts = map[int]string{ocsp.Good: "good", ocsp.Revoked: "revoked", ocsp.Unknown: "unknown"}
 
-var reasonTexts = map[int]string{
-	ocsp.Unspecified:          "unspecified",
-	ocsp.KeyCompromise:        "keyCompromise",
-	ocsp.CACompromise:         "cACompromise",
-	ocsp.AffiliationChanged:   "affiliationChanged",
-	ocsp.Superseded:           "superseded",
-	ocsp.CessationOfOperation: "cessationOfOperation",
-	ocsp.CertificateHold:      "certificateHold",
-	ocsp.RemoveFromCRL:        "removeFromCRL",
-	ocsp.PrivilegeWithdrawn:   "privilegeWithdrawn",
-	ocsp.AACompromise:         "aACompromise",
-}
-
 // Decoded returns the response as JSON has it, and nil if there is none.
 func (d *detail) Decoded() *Response {
 	if d.der == nil {
@@ -99,7 +85,7 @@ func (d *detail) Decoded() *Response {
 	out.ThisUpdate, out.NextUpdate, out.ProducedAt = seconds(r.ThisUpdate), seconds(r.NextUpdate), seconds(r.ProducedAt)
 	if r.Status == ocsp.Revoked {
 		out.RevokedAt = seconds(r.RevokedAt)
-		out.RevocationReason = cmp.Or(reasonTexts[r.RevocationReason], fmt.Sprint(r.RevocationReason))
+		out.RevocationReason = name.Reason(r.RevocationReason)
 	}
 	out.ResponderName = nameText(r.RawResponderName)
 	out.ResponderKeyHash = hex.EncodeToString(r.ResponderKeyHash)
