@@ -65,7 +65,11 @@ type Item struct {
 	peeked  bool // since it was due
 	over    bool // it has expired
 	gone    bool
+	peer    bool
+	dormant bool // a peer that is asked about when it comes again
+	counted bool // as a worker of peers
 
+	visits
 	toldFirst bool // the first round has ended
 }
 
@@ -77,6 +81,7 @@ const (
 	inRoute
 	inAsked
 	inPeeks
+	inPeers
 )
 
 // State returns where it is.

@@ -43,7 +43,13 @@ func (s *Schedule) Done(it *Item, o Outcome, now time.Time) {
 	if end == nil {
 		s.peekers--
 	} else {
+		if it.counted {
+			end.host().visitors.calls--
+		}
 		s.tree.occupy(end, -1)
+	}
+	if it.peer && o.Result == Deferred {
+		it.seen.Store(visited) // for whom it was
 	}
 	if it.gone {
 		return
@@ -69,6 +75,7 @@ func (s *Schedule) Done(it *Item, o Outcome, now time.Time) {
 		it.fails++
 		if o.Asked {
 			shared, retryAfter = s.tree.blame(it, o)
+			s.dismiss()
 		}
 	}
 	it.then = Scheduled
@@ -112,6 +119,10 @@ func (s *Schedule) Free(it *Item, now time.Time) {
 		s.Done(it, Outcome{Result: Failed}, now)
 	}
 	it.state = Idle
+	if it.counted {
+		it.counted = false
+		s.tree.calls--
+	}
 	switch {
 	case it.gone:
 		s.tree.leave(it.route)
@@ -121,6 +132,8 @@ func (s *Schedule) Free(it *Item, now time.Time) {
 		it.state = Following
 	case it.then == Waiting && it.forced:
 		s.comeDue(it)
+	case it.then == Waiting && it.peer:
+		s.putOff(it, false) // its round has told already
 	case it.then == Waiting:
 		s.wait(it)
 	}

@@ -47,6 +47,7 @@ const (
 // A pause is what is known of the failures of one node: of a host, a URL, or an authority at a URL.
 type pause struct {
 	state    pauseState
+	called   bool    // a peer was put off since
 	useless  bool    // it began because answers were of no use, not because there were none
 	window   int32   // while recovering
 	ceiling  int32   // of the window, while it doubles
@@ -101,7 +102,7 @@ func (n *node) opens() int64 {
 	w := &n.waiting
 	bare := w[fresh] + w[unstapled] + w[patient]
 	at := p.failedAt + comfortable(p.lasted)
-	if bare+w[nearEnd] > 0 {
+	if bare+w[nearEnd] > 0 || p.called {
 		at = p.failedAt + int64(p.part*float64(interval(p.lasted)))
 	}
 	if n.level == caLevel && w[fresh] > 0 {
@@ -111,7 +112,7 @@ func (n *node) opens() int64 {
 		at = min(at, max(p.wanted, p.failedAt+minPause))
 	}
 	asked := p.until
-	if bare > 0 || *w == [classes]int32{} {
+	if bare > 0 || p.called || *w == [classes]int32{} {
 		asked = min(asked, p.failedAt+hour)
 	}
 	if n.queue.len() > 0 {
@@ -169,7 +170,7 @@ func (t *tree) pause(n *node, began int64, useless bool, err error) {
 		p.window, p.ceiling, p.wanted = 0, t.share, 0
 	}
 	p.gap = min(2*p.gap, maxGap)
-	p.state, p.useless, p.err = paused, useless, err
+	p.state, p.useless, p.called, p.err = paused, useless, false, err
 	p.failures++
 	p.failedAt, p.failed = t.now, t.turns
 	p.lasted = max(began-p.since, 0)
@@ -181,6 +182,7 @@ func (t *tree) pause(n *node, began int64, useless bool, err error) {
 	if begins {
 		h := n.host()
 		h.visitors.untold = slices.DeleteFunc(h.visitors.untold, t.tell)
+		t.fallen = append(t.fallen, h)
 	}
 }
 

@@ -165,7 +165,8 @@ func (s *Schedule) Hold(it *Item, h Held, now time.Time) {
 	}
 	switch it.state {
 	case Idle, Scheduled, Following, Waiting:
-		if it.forced || it.over || it.state == Idle && it.toldFirst {
+		it.dormant = false
+		if it.forced || it.over || it.state == Idle && it.toldFirst && !it.peer {
 			break // it waits for what Refresh asked for, or nobody is asked any more
 		}
 		s.withdraw(it)
@@ -251,6 +252,8 @@ func (s *Schedule) look(it *Item) {
 		if it.state != Working {
 			s.rest(it)
 		}
+	case it.state == Scheduled && it.due <= now && it.peer && !it.forced:
+		s.doze(it)
 	case it.state == Scheduled && it.due <= now:
 		s.comeDue(it)
 	case it.waits != 0 && it.waits <= now:
@@ -291,11 +294,14 @@ func (s *Schedule) schedule(it *Item, due int64) {
 
 // comeDue makes it wait, unless others are to go first.
 func (s *Schedule) comeDue(it *Item) {
-	it.state = Waiting
+	it.state, it.dormant = Waiting, false
 	switch {
 	case it.forced:
 		it.queued = inAsked
 		s.tree.ask(it)
+	case it.peer:
+		s.call(it)
+		return
 	case it.cohort == nil && it.held.end > 0 && !it.held.current(s.tree.now) && !it.held.revoked && !s.tree.join(it):
 		it.state = Following
 		s.tree.await(it)
@@ -351,14 +357,26 @@ func (s *Schedule) Next(now time.Time) (*Item, Task) {
 		}
 		s.peeking = s.peeking[1:]
 	}
+	if it == nil && !s.tree.urgent() {
+		if it, end = s.nextPeer(); it != nil && end == nil {
+			task = Peek
+		}
+	}
 	if it == nil {
 		if it, end = s.tree.next(); it == nil {
 			return nil, Nothing
 		}
 	}
 	it.state, it.queued, it.via, it.waits = Working, notQueued, end, 0
+	if it.counted = it.peer; it.counted {
+		s.tree.calls++
+		it.seen.Store(unseen)
+	}
 	if end != nil {
 		s.tree.occupy(end, 1)
+		if it.counted {
+			end.host().visitors.calls++
+		}
 	}
 	it.began, it.passed = start{s.tree.now, s.tree.turns}, it.forced
 	s.working++

@@ -8,17 +8,20 @@ import "slices"
 // in the queue of its parent, and a host in hosts, or in full if it has its share of the workers. So whose turn
 // it is stands at the top of each queue, and a change moves those on the way up and nobody else.
 type tree struct {
-	now    int64 // in Unix microseconds
-	rand   chance
-	share  int32 // of the workers, that a host may have while others wait
-	turns  uint64
-	nodes  map[nodeKey]*node
-	routes map[string]*route
-	hosts  queue[*node]
-	full   queue[*node]
-	asked  []*node     // hosts about whose certificates Refresh asks, the next first
-	alarms heap[*node] // when a pause lets somebody through
-	told   []Notice    // of first rounds that a pause has ended
+	now     int64 // in Unix microseconds
+	rand    chance
+	share   int32 // of the workers, that a host may have while others wait
+	turns   uint64
+	nodes   map[nodeKey]*node
+	routes  map[string]*route
+	hosts   queue[*node]
+	full    queue[*node]
+	asked   []*node     // hosts about whose certificates Refresh asks, the next first
+	callers []*node     // hosts about whose peers somebody waits to ask, the next first
+	calls   int32       // workers of peers
+	fallen  []*node     // hosts where a pause has begun just now
+	alarms  heap[*node] // when a pause lets somebody through
+	told    []Notice    // of first rounds that a pause has ended
 }
 
 // A level is what a node stands for.
@@ -54,6 +57,8 @@ type node struct {
 // visitors are those who come to a host otherwise than through the queues.
 type visitors struct {
 	asked  []*Item // by Refresh, the first first
+	peers  []*Item // the first first, and some that have left
+	calls  int32   // requests about peers in flight
 	untold []*Item // those beneath that wait for their first round, and some that did
 	swept  int     // how many were left when the others were taken out
 }
