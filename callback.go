@@ -68,6 +68,9 @@ func (g *engine) remove(c *Certificate) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.drop(c)
+	if c == c.entry().peer && !c.entry().known.Revoked() {
+		g.peers.drop(c)
+	}
 }
 
 // forget drops the certificates that no callback has returned for a day, with
@@ -75,6 +78,9 @@ func (g *engine) remove(c *Certificate) {
 func (g *engine) forget() {
 	for _, c := range g.seen.Forget(time.Now()) {
 		g.drop(c)
+	}
+	for _, c := range g.peers.table.Forget(time.Now()) {
+		g.peers.drop(c)
 	}
 }
 

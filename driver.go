@@ -57,18 +57,20 @@ func newSchedule(concurrency int, cache bool) *schedule.Schedule {
 // the schedule.
 func (d *driver) run() {
 	g := d.engine
-	for notices := g.schedule.Notices(); len(notices) > 0; notices = g.schedule.Notices() {
+	for now := d.now(); ; {
+		notices := g.schedule.Notices()
 		for _, n := range notices {
 			n.Item.Owner.(*entry).noted(n)
 		}
-	}
-	for now := d.now(); !g.closed; {
-		it, task := g.schedule.Next(now)
-		if task == schedule.Nothing {
+		if g.closed {
 			break
 		}
-		g.wg.Add(1)
-		go d.work(it.Owner.(*entry), task)
+		if it, task := g.schedule.Next(now); task != schedule.Nothing {
+			g.wg.Add(1)
+			go d.work(it.Owner.(*entry), task)
+		} else if len(notices) == 0 {
+			break
+		}
 	}
 	d.arm()
 }

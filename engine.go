@@ -64,6 +64,8 @@ type engine struct {
 	driver   driver
 	notices  notices
 
+	peers peers
+
 	kinds    choose.Kinds
 	arrays   choose.Arrays
 	seen     seen.Table[Certificate]
@@ -105,6 +107,7 @@ func newEngine(s *Stapler) *engine {
 	g.store = context.WithoutCancel(g.ctx)
 	g.schedule = newSchedule(s.Concurrency, s.Cache != nil)
 	g.driver.engine = g
+	g.peers.engine = g
 	g.notices.init(g)
 	return g
 }
@@ -156,15 +159,12 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 		return false
 	}
 	if len(e.handles) == 0 {
-		g.entries[key] = e
-		e.askable.Store(len(at) > 0)
-		g.schedule.Add(&e.item, ca, at, leaf.NotAfter)
-		for _, u := range unusable {
-			if !g.unusable.Get(u) {
-				g.unusable.Put(u, true)
-				g.notices.log(slog.LevelWarn, "the URL of an OCSP responder is neither http nor https, and nobody asks there", e, slog.String("responder", u))
-			}
+		if e.peer == nil {
+			g.enter(e, ca, at, unusable)
+		} else if e.settled = e.known.Held() != nil; e.final { // there is somebody now who waits for its first round
+			e.settled = true
 		}
+		g.schedule.SetPeer(&e.item, false, g.driver.now())
 	}
 	e.handles = append(e.handles, c)
 	c.added = added
@@ -200,6 +200,19 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 	return true
 }
 
+// enter makes e one that is asked about, with mu held.
+func (g *engine) enter(e *entry, ca string, at []schedule.Source, unusable []string) {
+	g.entries[e.key] = e
+	e.askable.Store(len(at) > 0)
+	g.schedule.Add(&e.item, ca, at, e.leaf.NotAfter)
+	for _, u := range unusable {
+		if !g.unusable.Get(u) {
+			g.unusable.Put(u, true)
+			g.notices.log(slog.LevelWarn, "the URL of an OCSP responder is neither http nor https, and nobody asks there", e, slog.String("responder", u))
+		}
+	}
+}
+
 // warnOfChain logs what of a chain does not parse, which clients will not like.
 func (g *engine) warnOfChain(c *Certificate) {
 	for i, der := range c.chain()[1:] {
@@ -233,11 +246,11 @@ func (g *engine) launch(handles ...*Certificate) {
 
 // drop removes a handle, and its entry if it was the last, with mu held.
 func (g *engine) drop(c *Certificate) {
-	if c.removed || c.entry().gone {
+	e := c.entry()
+	if c.removed || e.gone || c == e.peer {
 		return
 	}
 	c.removed = true
-	e := c.entry()
 	if c.returned {
 		g.seen.Remove(e.key, c)
 	}
@@ -258,15 +271,25 @@ func (g *engine) drop(c *Certificate) {
 	}
 	e.handles = slices.DeleteFunc(e.handles, func(h *Certificate) bool { return h == c })
 	if len(e.handles) == 0 {
-		e.gone = true
-		delete(g.entries, e.key)
 		delete(g.carried, e)
-		delete(g.early, e)
-		g.schedule.Remove(&e.item, g.driver.now())
 		g.notices.tell(e, report.Gone)
-		if e.cancel != nil {
-			e.cancel()
+		if e.peer == nil {
+			g.leave(e)
+		} else {
+			g.schedule.SetPeer(&e.item, true, g.driver.now())
 		}
+	}
+	e.changed.broadcast()
+}
+
+// leave ends the care for e, with mu held.
+func (g *engine) leave(e *entry) {
+	e.gone = true
+	delete(g.entries, e.key)
+	delete(g.early, e)
+	g.schedule.Remove(&e.item, g.driver.now())
+	if e.cancel != nil {
+		e.cancel()
 	}
 	e.changed.broadcast()
 }

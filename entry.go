@@ -41,9 +41,14 @@ type entry struct {
 	plain       atomic.Bool // there has been a handle whose certificates a callback may return
 	askable     atomic.Bool // there is somebody to ask, as far as is known
 
+	answer atomic.Pointer[response] // of a peer: what is held; see nobody
+	maxAge atomic.Int64             // of a peer: what is older does not count, by thisUpdate, in microseconds; 0: any counts
+	tally  *tally                   // of a peer: its authority's
+
 	// Guarded by engine.mu.
 	item       schedule.Item
-	handles    []*Certificate // oldest first
+	handles    []*Certificate // oldest first; none: it is a peer's
+	peer       *Certificate   // nil: no Checker asks about it
 	issuer     *x509.Certificate
 	known      hold.State
 	cancel     context.CancelFunc // of the round under way
@@ -57,8 +62,9 @@ type entry struct {
 	insisted   uint8              // rounds that asked past the caches, since something newer came
 	deferrals  uint8              // in a row, because another process had the lock
 	mustStaple bool               // it never changes, and stands here since there is room for it
-	rounds     uint32             // ended
+	rounds     uint32             // ended, or ended by a pause before they began
 	failures   int32
+	ended      int64 // when the last round did, in Unix microseconds
 	err        error
 	responder  string
 	changed    signal
@@ -248,6 +254,7 @@ func (e *entry) take(r *response, cached bool, now time.Time) EventKind {
 	for _, c := range e.handles {
 		e.publishTo(c)
 	}
+	e.engine.peers.show(e)
 	return kind
 }
 
@@ -265,6 +272,7 @@ func (e *entry) unstaple() {
 	for _, c := range e.handles {
 		c.unstaple()
 	}
+	e.engine.peers.show(e)
 }
 
 // isStapled reports whether handshakes carry a staple now, with engine.mu held.
@@ -279,8 +287,15 @@ func (e *entry) isStapled() bool {
 // holding is r as the schedule wants to know it. Nobody is told that a staple ends together with
 // its certificate, since no successor is wanted.
 func (e *entry) holding(r *response) schedule.Held {
-	return schedule.Held{ThisUpdate: wall.Time(r.ThisUpdate), Until: wall.Time(r.Until), End: wall.Time(r.End),
-		Revoked: r.Revoked, Quiet: r.Revoked && !e.engine.stapleRevoked || r.End < r.Until}
+	until, end := r.Until, r.End
+	if age := e.maxAge.Load(); age > 0 {
+		until = min(until, r.ThisUpdate+age)
+	}
+	if len(e.handles) == 0 {
+		end = min(end, until)
+	}
+	return schedule.Held{ThisUpdate: wall.Time(r.ThisUpdate), Until: wall.Time(until), End: wall.Time(end), Revoked: r.Revoked,
+		Quiet: r.Revoked && !e.engine.stapleRevoked || r.End < r.Until || len(e.handles) == 0}
 }
 
 // adopt takes r, which came from the cache or with the certificate, if it supersedes what is held, and
@@ -382,8 +397,9 @@ func (e *entry) conclude(o outcome) {
 		}
 	}
 	g.schedule.Done(&e.item, done, now)
-	e.settled = true
+	e.settled, e.ended = true, wall.MicroOf(now)
 	e.rounds++
+	g.peers.show(e)
 	if kind != 0 {
 		g.notices.emit(e, o.event(kind))
 	}
@@ -400,8 +416,11 @@ func (e *entry) noted(n schedule.Notice) {
 		g.notices.emit(e, Event{Kind: EventExpired, Err: e.err})
 	case schedule.Expired:
 		e.rest(errExpired)
+		g.peers.expired(e)
 	case schedule.Paused:
-		if e.settled {
+		e.rounds++
+		e.changed.broadcast()
+		if e.settled && len(e.handles) > 0 {
 			return
 		}
 		e.settled = true
@@ -409,7 +428,6 @@ func (e *entry) noted(n schedule.Notice) {
 		e.err = fmt.Errorf("no OCSP response for %s: nobody was asked so far, since requests about others have failed: %w",
 			name.Of(e.leaf), n.Err)
 		g.notices.emit(e, Event{Kind: EventFailed, Err: e.err})
-		e.changed.broadcast()
 	}
 }
 
@@ -427,6 +445,7 @@ func (e *entry) rest(err error) {
 	if errors.Is(err, errExpired) {
 		g.notices.tell(e, report.Gone)
 	}
+	g.peers.show(e)
 	g.notices.log(slog.LevelDebug, "a certificate is not stapled", e, slog.Any("error", err))
 	e.changed.broadcast()
 }

@@ -174,6 +174,7 @@ func (k EventKind) importance() backlog.Rank {
 
 // emit logs ev and hands it to OnEvent, with mu held.
 func (n *notices) emit(e *entry, ev Event) {
+	n.engine.peers.tell(e, ev)
 	if len(e.handles) == 0 {
 		return
 	}
@@ -238,6 +239,9 @@ var reportLines = [...]struct {
 // tell writes what there is to write about e now that something has befallen it, with mu held. It reports whether that
 // has a line of its own.
 func (n *notices) tell(e *entry, kind report.Kind) (said bool) {
+	if len(e.handles) == 0 && kind != report.Gone {
+		return false // a peer's: see peers.tell
+	}
 	ev := report.Event[*entry]{Of: e, Kind: kind, Host: e.item.Host(), MustStaple: e.mustStaple, Stapled: e.isStapled()}
 	if kind == report.Failed {
 		ev.Outage = e.item.Outage()

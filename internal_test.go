@@ -345,7 +345,7 @@ func TestAStateIsTheFirstWordThatFits(t *testing.T) {
 		})
 	}
 	require.Equal(t, "State(0)", State(0).String())
-	require.Equal(t, "State(10)", (StateNoResponder + 1).String())
+	require.Equal(t, "State(12)", (StateNoResponder + 1).String())
 }
 
 // What a handshake reads of a handle would lie in two cache lines otherwise.

@@ -214,6 +214,12 @@ func newCertificate(cert *tls.Certificate, leaf *x509.Certificate) *Certificate 
 	return c
 }
 
+// answered reports whether c is a peer's about which a good answer is held, with engine.mu held.
+func (c *Certificate) answered() bool {
+	r := c.entry().known.Held()
+	return c == c.entry().peer && r != nil && !r.Revoked && r.Current(wall.Micro())
+}
+
 func (c *Certificate) entry() *entry { return c.slot.Of }
 
 func (c *Certificate) chain() [][]byte { return c.slot.Shown().Certificate }
@@ -272,7 +278,7 @@ func (c *Certificate) Wait(ctx context.Context) error {
 	err := g.await(ctx, e, func() bool {
 		_, stapled := c.current()
 		switch {
-		case stapled:
+		case stapled, c.answered():
 			final = nil
 		case c.removed || g.closed:
 			final = fmt.Errorf("staple: %s: %w", name.Of(e.leaf), ErrClosed)
@@ -336,12 +342,14 @@ type State int
 const (
 	StateMustStapleMissing State = iota + 1 // "must-staple-missing": Must-Staple and not stapled; clients that honour it refuse the certificate
 	StateUnstapled                          // "unstapled": the response held has ended, or none came and a round failed
+	StateUnanswered                         // "unanswered": of a peer, the answer held has ended, or none came and a round failed
 	StateRevoked                            // "revoked": by the response held, whether that is stapled or not
 	StateExpired                            // "expired": the certificate itself
 	StateExpiring                           // "expiring": stapled, but a quarter is left, at most, of what was left when the response came, and whoever was asked since then had nothing newer
 	StateFailing                            // "failing": stapled, but the last round failed
 	StateWaiting                            // "waiting": no response has come yet, and no round has failed
 	StateStapled                            // "stapled": handshakes carry a staple
+	StateAnswered                           // "answered": of a peer, an answer is held
 	StateNoResponder                        // "no-responder": there is nobody to ask, so that it is served as it is
 )
 
@@ -349,8 +357,8 @@ func (s State) String() string {
 	if s < StateMustStapleMissing || s > StateNoResponder {
 		return fmt.Sprintf("State(%d)", int(s))
 	}
-	return [...]string{"must-staple-missing", "unstapled", "revoked", "expired", "expiring", "failing", "waiting", "stapled",
-		"no-responder"}[s-1]
+	return [...]string{"must-staple-missing", "unstapled", "unanswered", "revoked", "expired", "expiring", "failing", "waiting",
+		"stapled", "answered", "no-responder"}[s-1]
 }
 
 // state returns the State of what has a Status. ending: its staple ends soon, and nothing newer has come though it should have.
@@ -367,12 +375,16 @@ func (st *Status) state(ending bool, now time.Time) State {
 		return StateFailing
 	case st.Stapled:
 		return StateStapled
-	case st.MustStaple:
+	case st.Peer && now.Before(st.Expires):
+		return StateAnswered
+	case st.MustStaple && !st.Peer:
 		return StateMustStapleMissing
 	case nobody:
 		return StateNoResponder
 	case st.Err == nil && st.ThisUpdate.IsZero():
 		return StateWaiting
+	case st.Peer:
+		return StateUnanswered
 	}
 	return StateUnstapled
 }
@@ -395,6 +407,7 @@ type Status struct {
 	Responder           string    // the URL that answered last; empty: none has, or the Fetcher does not tell
 	Failures            int       // rounds failed since the last success
 	UnstapledHandshakes uint64    // handshakes without a staple although the certificate names a responder
+	Peer                bool      // a [Checker] asks about it; nobody serves it
 	Err                 error     // of the last round; nil if it succeeded
 }
 
@@ -411,6 +424,7 @@ func (c *Certificate) status() Status {
 		Responder:           e.responder,
 		Failures:            int(e.failures),
 		UnstapledHandshakes: e.unstapled.Load(),
+		Peer:                len(e.handles) == 0,
 		Err:                 e.err,
 	}
 	if r := e.known.Held(); r != nil {

@@ -72,11 +72,13 @@ func (s *storage) look() {
 // attend does what storeRest and look do: failing is what to see about.
 func (s *storage) attend(failing trouble) {
 	g := s.engine
-	if s.cache == nil || s.storing && !g.closed || g.first == nil {
+	if s.cache == nil || s.storing && !g.closed || len(g.entries) == 0 {
 		return
 	}
+	var one *entry
 	var rest []*entry
 	for _, e := range g.entries {
+		one = e
 		if s.lacks(e) && e.item.State() != schedule.Working && e.item.State() != schedule.Storing { // whose worker does it
 			rest = append(rest, e)
 		}
@@ -85,7 +87,6 @@ func (s *storage) attend(failing trouble) {
 	if len(rest) == 0 && len(kept) == 0 && failing == 0 {
 		return
 	}
-	one := g.first.entry()
 	s.storing, s.kept = true, nil
 	g.wg.Add(1)
 	go func() {

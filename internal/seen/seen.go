@@ -12,7 +12,7 @@
 //	}
 //
 // At most [Most] certificates are remembered, and the one that was seen least recently
-// makes room; at most [MostNew] new ones are admitted in any second; and one that no
+// makes room, but for those that are to stay (see Stay); at most [MostNew] new ones are admitted in any second; and one that no
 // handshake has brought for [Span] is due to be forgotten, see Forget. An [Owner] stands
 // for one configuration: what only owners have returned that are gone is forgotten too, see
 // Disown and [Released].
@@ -44,6 +44,7 @@ const (
 type Table[T any] struct {
 	mu       sync.Mutex
 	recent   list.List // of *Sighting[T], the most recent first
+	staying  list.List // of those that stay
 	byDER    map[identity]*list.Element
 	byHash   map[[sha256.Size]byte]*list.Element
 	admitted [MostNew]time.Time // when the last new ones were, in a ring
@@ -60,6 +61,7 @@ type Sighting[T any] struct {
 	leaf   []byte // the DER last seen, whose identity leads here
 	last   time.Time
 	owners []*Owner
+	stays  bool
 
 	staple atomic.Pointer[[]byte] // that came with the certificate last
 }
@@ -93,7 +95,38 @@ func identityOf(der []byte) identity {
 func (t *Table[T]) Len() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.recent.Len()
+	return t.recent.Len() + t.staying.Len()
+}
+
+// All returns the handles of all certificates that are remembered.
+func (t *Table[T]) All() (all []*T) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, l := range []*list.List{&t.recent, &t.staying} {
+		for el := l.Front(); el != nil; el = el.Next() {
+			all = append(all, el.Value.(*Sighting[T]).Handle)
+		}
+	}
+	return all
+}
+
+// Stay says whether the certificate whose leaf's DER has this SHA-256 is to stay until it is removed, however many come
+// after it and however long no handshake brings it.
+func (t *Table[T]) Stay(key [sha256.Size]byte, stays bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	el := t.byHash[key]
+	if el == nil || el.Value.(*Sighting[T]).stays == stays {
+		return
+	}
+	s := el.Value.(*Sighting[T])
+	from, to := &t.recent, &t.staying
+	if !stays {
+		from, to = to, from
+	}
+	from.Remove(el)
+	s.stays, el = stays, to.PushFront(s)
+	t.byHash[key], t.byDER[identityOf(s.leaf)] = el, el
 }
 
 // Find returns what is known of the certificate with this leaf, nil if it is not known,
@@ -152,7 +185,7 @@ func (t *Table[T]) Put(leaf []byte, handle *T, o *Owner, now time.Time) (s *Sigh
 	t.byHash[key] = el
 	t.byDER[identityOf(leaf)] = el
 	s = t.touch(el, o, now)
-	if t.recent.Len() > Most {
+	if t.recent.Len()+t.staying.Len() > Most {
 		out = t.remove(t.recent.Back()).Handle
 	}
 	return s, out
@@ -162,7 +195,7 @@ func (t *Table[T]) Put(leaf []byte, handle *T, o *Owner, now time.Time) (s *Sigh
 func (t *Table[T]) touch(el *list.Element, o *Owner, now time.Time) *Sighting[T] {
 	s := el.Value.(*Sighting[T])
 	s.last = now
-	t.recent.MoveToFront(el)
+	t.recent.MoveToFront(el) // where it is there
 	if !slices.Contains(s.owners, o) {
 		s.owners = append(s.owners, o)
 	}
@@ -180,7 +213,9 @@ func (t *Table[T]) Remove(key [sha256.Size]byte, handle *T) {
 }
 
 func (t *Table[T]) remove(el *list.Element) *Sighting[T] {
-	s := t.recent.Remove(el).(*Sighting[T])
+	s := el.Value.(*Sighting[T])
+	t.recent.Remove(el) // from where it is
+	t.staying.Remove(el)
 	delete(t.byHash, s.key)
 	delete(t.byDER, identityOf(s.leaf))
 	return s
@@ -198,7 +233,7 @@ func (t *Table[T]) Forget(now time.Time) (gone []*T) {
 }
 
 // Disown forgets the certificates that only these owners have returned, and returns
-// their handles.
+// their handles, but for those that stay.
 func (t *Table[T]) Disown(owners []*Owner) (gone []*T) {
 	left := make(map[*Owner]bool, len(owners))
 	for _, o := range owners {

@@ -1,0 +1,419 @@
+package staple
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-staple/staple/internal/issuers"
+	"github.com/go-staple/staple/internal/muststaple"
+	"github.com/go-staple/staple/internal/name"
+	"github.com/go-staple/staple/internal/ocspder"
+	"github.com/go-staple/staple/internal/wall"
+)
+
+// ErrUnanswered reports that a [Checker] has no valid answer about a peer's certificate. What wraps it wraps why, too.
+var ErrUnanswered = errors.New("staple: no valid OCSP response about the certificate of a peer")
+
+const (
+	defaultCheckTimeout = 3 * time.Second
+	maxCallers          = 4096             // connections that wait for an answer
+	patience            = 30 * time.Second // after a round that failed, until somebody who comes begins another one
+)
+
+// A Checker refuses peers whose certificates are revoked, whether they staple or not. It is for servers that ask for
+// client certificates, whose clients cannot staple as a rule, and for clients of servers that do not:
+//
+//	var stapler staple.Stapler
+//	checker := staple.Checker{Stapler: &stapler}
+//	config := &tls.Config{
+//		ClientAuth:       tls.RequireAndVerifyClientCert,
+//		ClientCAs:        roots,
+//		VerifyConnection: checker.VerifyConnection,
+//	}
+//
+// Of each certificate of a peer's chain but the trust anchor, the responder that it names is asked, once for however many
+// connections wait for that. The answer is held until it ends, stored in Stapler.Cache, and asked for again in
+// the background at half of its validity, four days after its thisUpdate at the latest, if the peer has come again
+// since the last time: whoever comes often waits once. So a revocation is noticed that much later at most. To
+// notice it sooner set MaxResponseAge, or have the CA's responses end sooner.
+//
+// A certificate about which nobody can be asked passes, since it names no responder. One about which nobody answers,
+// or "unknown", is refused with [ErrUnanswered], unless FailOpen is set. One that is revoked is refused with [ErrRevoked],
+// always, and for as long as it is valid, though its responder has no longer anything to say. That error comes at once
+// while whatever is needed pauses after failures, and for half a minute after a round about the same peer failed.
+//
+// What peers make the Stapler do is bounded, since a server's peer has not proved yet that it has the key when it
+// is asked about. They have half of Stapler.Concurrency at most, and one host of theirs half of that, and come after
+// certificates that are served and need a staple. 4,096 connections may wait. 131,072 certificates are
+// remembered, those that are revoked first and then those seen last, and each for 24 hours since it was seen.
+//
+// Whom your peers are is told to their CAs, in clear, when these are asked. A connection waits as long as Timeout says, even
+// if the peer has left. A Checker that is to have another Fetcher or Cache is to have another Stapler.
+//
+// A Checker is safe for concurrent use, and must not be copied after first use.
+type Checker struct {
+	// Stapler does the asking, with its Fetcher, Verifier, Cache, Logger and Concurrency. It
+	// must not be nil. Certificates need not be added to it.
+	Stapler *Stapler
+
+	// FailOpen lets a peer pass about whom nobody answers. That is counted, see [Stapler.CheckStats], and logged once a
+	// minute for each CA. Whoever can keep the responder from answering can use a revoked certificate then.
+	FailOpen bool
+
+	// Timeout is how long a connection waits for first answers, for all certificates of its chains together. If it is not
+	// positive, 3 seconds. What is asked for meanwhile goes on.
+	Timeout time.Duration
+
+	// MaxResponseAge is how old an answer may be, from its thisUpdate on. Zero: it counts until its end. Answers are
+	// asked for again at half of it; where only older ones come, the peer is unanswered.
+	MaxResponseAge time.Duration
+
+	// RequireStaple refuses a peer that staples nothing, as RFC 9190, section 5.4, has it, and asks nobody
+	// about its certificate; about intermediates it does.
+	RequireStaple bool
+
+	// LeafOnly asks about the peer's own certificate, and not about the intermediates.
+	LeafOnly bool
+
+	// OnEvent, if not nil, is called for each [Event] about a peer of the Stapler, as [Stapler.OnEvent] is called for
+	// the certificates that are served. EventStapled says then that a newer answer is held.
+	OnEvent func(Event)
+
+	once sync.Once
+	run  *checking
+}
+
+// A checking is a Checker at work.
+type checking struct {
+	*peers
+	failOpen, requireStaple, leafOnly bool
+
+	timeout time.Duration
+	maxAge  int64 // in microseconds; 0: any
+	events  teller[Event]
+	gone    *atomic.Bool // nobody has the Checker any more
+}
+
+func (c *Checker) start() (*checking, error) {
+	if c.Stapler == nil {
+		return nil, errors.New("the Checker has no Stapler")
+	}
+	c.once.Do(func() { c.run = newChecking(c) })
+	return c.run, nil
+}
+
+// VerifyConnection is for [tls.Config.VerifyConnection]. It passes a connection without a certificate, and one of which a
+// verified chain passes: all certificates in it but the trust anchor, or the first one alone if LeafOnly is set. It fails
+// where there is no verified chain.
+//
+// What the peer staples must verify, as [ResponseVerifier.VerifyConnection] has it, and counts like any other answer:
+// the newer decides, and it is stored. Without a staple, a Must-Staple certificate (RFC 7633) fails in TLS 1.3. In TLS 1.2,
+// in which clients cannot staple, a client's is asked about, and needs an answer even if FailOpen is set.
+//
+// A resumed session is checked as well, so that a revocation ends it. Its staple is that of the connection
+// that began it, and counts only where RequireStaple is set: it must not have ended then.
+//
+// After [Stapler.Close], answers that are held still count, as do staples; what is not known fails with [ErrClosed].
+func (c *Checker) VerifyConnection(cs tls.ConnectionState) error {
+	if len(cs.PeerCertificates) == 0 {
+		return nil
+	}
+	leaf := cs.PeerCertificates[0]
+	k, err := c.start()
+	if err == nil && len(cs.VerifiedChains) == 0 {
+		err = errors.New("no verified chain, so that nobody knows who issued it")
+	}
+	if err != nil {
+		return fmt.Errorf("staple: %s: %w", name.Of(leaf), err)
+	}
+	for _, chain := range cs.VerifiedChains {
+		if len(chain) < 2 {
+			return nil // a trust anchor
+		}
+	}
+	q := inquiry{checking: k}
+	if !cs.DidResume || k.requireStaple {
+		q.staple = cs.OCSPResponse
+	}
+	if len(q.staple) == 0 {
+		if q.must, err = k.unstapled(leaf, &cs); err != nil {
+			k.countRefused(cs.VerifiedChains[0][1])
+			return fmt.Errorf("staple: %s: %w", name.Of(leaf), err)
+		}
+	}
+	return q.decide(context.Background(), cs.VerifiedChains)
+}
+
+// unstapled decides about a leaf that came without a staple: it is refused, or must have an answer, FailOpen or not, or
+// neither.
+func (k *checking) unstapled(leaf *x509.Certificate, cs *tls.ConnectionState) (must bool, err error) {
+	switch {
+	case k.requireStaple:
+		return false, errors.New("no staple, and Checker.RequireStaple is set")
+	case cs.DidResume:
+		return false, nil
+	}
+	if must, err = muststaple.Read(leaf); err != nil {
+		return false, fmt.Errorf("no staple, and %w", err)
+	}
+	if must && (cs.Version >= tls.VersionTLS13 || !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth)) {
+		return false, errors.New("no staple, and the certificate is Must-Staple")
+	}
+	return must, nil
+}
+
+// Check is VerifyConnection for a chain that the caller has verified: the leaf first, then its issuer and so on, up to the
+// trust anchor. Nothing is stapled then, and no certificate must be. Check does not decide whom to trust. It
+// fails for a chain of less than two certificates, one that is nil, and one that the next one did not sign. If
+// ctx ends before there are answers, what is held already decides, and nothing else is waited for.
+func (c *Checker) Check(ctx context.Context, chain []*x509.Certificate) error {
+	k, err := c.start()
+	switch {
+	case err != nil:
+		return fmt.Errorf("staple: %w", err)
+	case len(chain) < 2:
+		return fmt.Errorf("staple: a chain to check needs two certificates at least, a leaf and its issuer, and has %d", len(chain))
+	case slices.Contains(chain, nil):
+		return errors.New("staple: a certificate of the chain to check is nil")
+	}
+	for i, cert := range chain[:len(chain)-1] {
+		if issuer := chain[i+1]; !k.linked(cert, issuer) && !issuers.Signed(cert, issuer) {
+			return fmt.Errorf("staple: %s: the certificate after it in the chain, %s, did not sign it", name.Of(cert), name.Of(issuer))
+		}
+	}
+	q := inquiry{checking: k}
+	return q.decide(ctx, [][]*x509.Certificate{chain})
+}
+
+// linked reports whether issuer is known as cert's.
+func (k *checking) linked(cert, issuer *x509.Certificate) bool {
+	s, _ := k.table.Find(cert.Raw, nil, time.Now())
+	return s != nil && bytes.Equal(s.Handle.chain()[1], issuer.Raw)
+}
+
+// An inquiry is one connection, or Check.
+type inquiry struct {
+	*checking
+	staple []byte // of the leaf
+	must   bool   // the leaf needs an answer, FailOpen or not
+	ended  error  // of the context that the caller gave
+}
+
+// decide passes the peer if one of its chains does.
+func (q *inquiry) decide(ctx context.Context, chains [][]*x509.Certificate) error {
+	var open []question
+	for _, chain := range chains {
+		if v := q.judge(chain, &open); v.err == nil {
+			v.of.passed.Add(1)
+			return nil
+		}
+	}
+	if len(open) > 0 {
+		q.await(ctx, open)
+	}
+	var all []verdict
+	for _, chain := range chains {
+		v := q.judge(chain, nil)
+		if v.err == nil {
+			v.of.passed.Add(1)
+			return nil
+		}
+		all = append(all, v)
+	}
+	if i := slices.IndexFunc(all, func(v verdict) bool { return v.unanswered && !v.must }); i >= 0 && q.failOpen {
+		q.unanswered(all[i], true)
+		return nil
+	}
+	if i := slices.IndexFunc(all, func(v verdict) bool { return v.unanswered }); i >= 0 {
+		q.unanswered(all[i], false)
+	} else {
+		q.countRefused(chains[0][1])
+	}
+	if len(all) == 1 {
+		return all[0].err
+	}
+	var errs []error
+	for _, v := range all {
+		errs = append(errs, v.err)
+	}
+	return errors.Join(errs...)
+}
+
+// A verdict is about one chain.
+type verdict struct {
+	err        error
+	of         *tally // the leaf's
+	unanswered bool   // and nothing else is wrong
+	about      *entry // which is
+	must       bool   // an answer is needed even if FailOpen is set
+}
+
+// errOpen is the error of a chain about which answers are to be waited for.
+var errOpen = errors.New("staple: nobody has answered yet")
+
+// A question is an entry about which somebody waits for an answer, and the number of the round that brings it.
+type question struct {
+	*entry
+	round uint32
+}
+
+// judge judges a chain by what is known now. If open is not nil, what is not known is asked for and added there.
+func (q *inquiry) judge(chain []*x509.Certificate, open *[]question) (v verdict) {
+	last := len(chain) - 1
+	if q.leafOnly {
+		last = 1
+	}
+	for i, cert := range chain[:last] {
+		e, err := q.meet(cert, chain[i+1], q.maxAge)
+		if err != nil {
+			return verdict{err: err}
+		}
+		if i == 0 {
+			v.of = e.tally
+		}
+		stapled := false
+		if i == 0 && len(q.staple) > 0 {
+			if stapled, err = q.heed(e, chain[1]); err != nil {
+				return verdict{err: err}
+			}
+		}
+		switch r, known := q.known(e); {
+		case known && r != nobody && r.Revoked:
+			return verdict{err: revokedError(e.leaf, r)}
+		case known, stapled:
+		case open != nil:
+			if round, wait := q.ask(e); wait {
+				*open = append(*open, question{e, round})
+			}
+			v.err = errOpen
+		case v.err != nil:
+		default:
+			why, closed := q.why(e)
+			if closed {
+				return verdict{err: why}
+			}
+			v.err = fmt.Errorf("%w, %s: %w", ErrUnanswered, name.Of(e.leaf), why)
+			v.unanswered, v.about, v.must = true, e, i == 0 && q.must
+		}
+	}
+	return v
+}
+
+// known returns what is held about e and counts now, for this Checker: nobody, if there is nobody to ask.
+func (k *checking) known(e *entry) (r *response, known bool) {
+	r = e.answer.Load()
+	switch now := wall.Micro(); {
+	case r == nil:
+		return nil, false
+	case r == nobody, r.Revoked:
+		return r, true
+	default:
+		return r, r.Current(now) && (k.maxAge == 0 || now < r.ThisUpdate+k.maxAge)
+	}
+}
+
+// heed judges what the peer has stapled, and has it count like any other answer. It reports whether it says that all is
+// well, where nothing else is known.
+func (q *inquiry) heed(e *entry, issuer *x509.Certificate) (good bool, err error) {
+	if r, known := q.known(e); known && r != nobody && r.Current(wall.Micro()) && r.Is(q.staple) {
+		return true, nil
+	}
+	r, err := e.verify(issuer, q.staple)
+	switch {
+	case errors.Is(err, errUnknown):
+		return false, fmt.Errorf("staple: %s: the staple says that the responder does not know the certificate", name.Of(e.leaf))
+	case err != nil:
+		return false, err
+	case q.maxAge > 0 && wall.Micro() >= r.ThisUpdate+q.maxAge:
+		return false, fmt.Errorf("staple: %s: the staple is of %s, and older than Checker.MaxResponseAge", name.Of(e.leaf), name.Time(wall.Time(r.ThisUpdate)))
+	}
+	g := q.engine
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	held := e.known.Held()
+	if !e.known.Lasting() || r.Revoked { // which a peer cannot undo by what it chooses to staple
+		e.adopt(r, false)
+		if e.known.Held() == r {
+			q.saveSoon(e)
+		}
+	}
+	if r.Revoked && (held == nil || r.Newer(held)) {
+		return false, revokedError(e.leaf, r)
+	}
+	return true, nil
+}
+
+// await waits for answers, until Timeout.
+func (q *inquiry) await(ctx context.Context, open []question) {
+	if q.waiting.Add(1) > maxCallers {
+		q.waiting.Add(-1)
+		return
+	}
+	defer q.waiting.Add(-1)
+	began := time.Now()
+	limited, cancel := context.WithTimeout(ctx, q.timeout)
+	defer cancel()
+	for _, o := range open {
+		err := q.engine.await(limited, o.entry, func() bool {
+			_, known := q.known(o.entry)
+			return known || o.rounds >= o.round || o.gone || q.engine.closed
+		})
+		if err != nil {
+			q.ended = ctx.Err()
+			break
+		}
+	}
+	open[0].tally.waited(time.Since(began))
+}
+
+// why returns why there is no answer about e, and whether that is because the Stapler is closed.
+func (q *inquiry) why(e *entry) (err error, closed bool) {
+	g := q.engine
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, paused := e.item.Pause()
+	held := e.known.Held()
+	switch {
+	case g.closed:
+		return fmt.Errorf("staple: %s: nothing is known of it: %w", name.Of(e.leaf), ErrClosed), true
+	case paused != nil:
+		return fmt.Errorf("nobody is asked at present, since requests have failed: %w", paused), false
+	case e.err != nil:
+		return e.err, false
+	case held != nil && held.Current(wall.Micro()):
+		return fmt.Errorf("the newest is of %s, and older than Checker.MaxResponseAge", name.Time(wall.Time(held.ThisUpdate))), false
+	case q.ended != nil:
+		return q.ended, false
+	case q.waiting.Load() >= maxCallers:
+		return errors.New("too many connections wait for an answer"), false
+	}
+	return fmt.Errorf("none came within the %v of Checker.Timeout", q.timeout), false
+}
+
+func revokedError(leaf *x509.Certificate, r *response) error {
+	said, _ := ocspder.Revoked(r.DER, leaf)
+	if said.RevokedAt.IsZero() {
+		return fmt.Errorf("staple: %s: %w", name.Of(leaf), ErrRevoked)
+	}
+	return fmt.Errorf("staple: %s: at %s, %s: %w", name.Of(leaf), name.Time(said.RevokedAt), name.Reason(said.Reason), ErrRevoked)
+}
+
+// newPeer returns the handle to a peer's certificate, which shows no staple.
+func newPeer(e *entry, leaf, issuer *x509.Certificate) *Certificate {
+	c := new(Certificate)
+	c.slot.Of = e
+	c.slot.Put(&tls.Certificate{Certificate: [][]byte{leaf.Raw, issuer.Raw}, Leaf: leaf})
+	return c
+}
+
+// keyOf is by what the engine knows a certificate.
+func keyOf(c *x509.Certificate) [sha256.Size]byte { return sha256.Sum256(c.Raw) }

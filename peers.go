@@ -1,0 +1,367 @@
+package staple
+
+import (
+	"cmp"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-staple/staple/internal/hold"
+	"github.com/go-staple/staple/internal/name"
+	"github.com/go-staple/staple/internal/ocspder"
+	"github.com/go-staple/staple/internal/seen"
+	"github.com/go-staple/staple/internal/wall"
+)
+
+// Peers returns the handles of the certificates that a [Checker] has asked about and remembers, in no order. They have no
+// private key. Those that the Stapler serves as well are among them; the Status of any other has Peer set. Remove forgets a
+// peer, unless it is revoked.
+func (s *Stapler) Peers() iter.Seq[*Certificate] {
+	g := s.start()
+	return func(yield func(*Certificate) bool) {
+		for _, c := range g.peers.table.All() {
+			if !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// CheckStats is how often [Checker]s have decided about peers with certificates of one CA, since the Stapler's first use.
+type CheckStats struct {
+	CA               string        // the issuer's subject; of the thousand that came first, and "others"
+	Passed           uint64        // connections
+	Refused          uint64        // that were revoked, or whose staple is missing or of no use
+	Unanswered       uint64        // refused since nobody answered about a certificate of this CA
+	PassedUnanswered uint64        // passed all the same: FailOpen
+	Waited           uint64        // that waited for an answer
+	Waiting          time.Duration // how long these did, together
+}
+
+// CheckStats returns the numbers of each CA, in order of name.
+func (s *Stapler) CheckStats() []CheckStats {
+	g := s.start()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var all []CheckStats
+	for _, t := range g.peers.tallies {
+		all = append(all, CheckStats{CA: t.ca, Passed: t.passed.Load(), Refused: t.refused.Load(), Unanswered: t.unanswered.Load(),
+			PassedUnanswered: t.failedOpen.Load(), Waited: t.waits.Load(), Waiting: time.Duration(t.wait.Load())})
+	}
+	slices.SortFunc(all, func(a, b CheckStats) int { return cmp.Compare(a.CA, b.CA) })
+	return all
+}
+
+// A tally counts what is in CheckStats.
+type tally struct {
+	ca                                             string
+	passed, refused, unanswered, failedOpen, waits atomic.Uint64
+	wait                                           atomic.Int64
+
+	// Guarded by engine.mu.
+	logged time.Time // when the log named it last
+	since  int       // unanswered connections since
+}
+
+const (
+	maxTallies = 1000
+	tallyPause = time.Minute
+)
+
+func (t *tally) waited(d time.Duration) {
+	t.waits.Add(1)
+	t.wait.Add(int64(d))
+}
+
+// Peers are what the engine knows of certificates about which Checkers ask.
+type peers struct {
+	engine  *engine
+	table   seen.Table[Certificate]
+	waiting atomic.Int32 // connections
+
+	// Guarded by engine.mu.
+	checkers []*checking // with an OnEvent
+	tallies  map[string]*tally
+	unsaved  []*entry // whose staples are to be stored
+}
+
+// nobody is what an entry has as answer if there is nobody to ask.
+var nobody = new(hold.Response)
+
+func newChecking(c *Checker) *checking {
+	g := c.Stapler.start()
+	k := &checking{
+		peers:         &g.peers,
+		failOpen:      c.FailOpen,
+		requireStaple: c.RequireStaple,
+		leafOnly:      c.LeafOnly,
+		timeout:       c.Timeout,
+		maxAge:        max(c.MaxResponseAge.Microseconds(), 0),
+		gone:          new(atomic.Bool),
+	}
+	if k.timeout <= 0 {
+		k.timeout = defaultCheckTimeout
+	}
+	if c.OnEvent != nil {
+		k.events = teller[Event]{engine: g, tell: c.OnEvent}
+		g.mu.Lock()
+		g.peers.checkers = append(g.peers.checkers, k)
+		g.mu.Unlock()
+		runtime.AddCleanup(c, func(gone *atomic.Bool) { gone.Store(true) }, k.gone)
+	}
+	return k
+}
+
+// meet returns what is known of a peer's certificate, which is remembered from now on, and notes that it has come.
+func (p *peers) meet(cert, issuer *x509.Certificate, maxAge int64) (*entry, error) {
+	now := time.Now()
+	s, _ := p.table.Find(cert.Raw, nil, now)
+	if s == nil {
+		c, err := p.remember(cert, issuer)
+		if err != nil {
+			return nil, err
+		}
+		var out *Certificate
+		if s, out = p.table.Put(cert.Raw, c, nil, now); out != nil && out != s.Handle {
+			p.engine.mu.Lock()
+			p.drop(out)
+			p.engine.mu.Unlock()
+		}
+	}
+	e := s.Handle.entry()
+	if wake := e.item.Visit(); wake || maxAge > 0 {
+		p.stir(e, wake, maxAge)
+	}
+	return e, nil
+}
+
+// remember makes a certificate that of a peer.
+func (p *peers) remember(cert, issuer *x509.Certificate) (*Certificate, error) {
+	g := p.engine
+	key := keyOf(cert)
+	at, unusable := sources(g.fetcher, cert)
+	_, byURL := g.fetcher.(*HTTPFetcher)
+	ca := authority(cert, issuer)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	e := g.entries[key]
+	if e == nil && g.closed {
+		return nil, fmt.Errorf("staple: %s: nothing is known of it: %w", name.Of(cert), ErrClosed)
+	}
+	if e == nil {
+		e = newEntry(g, cert, key)
+		g.schedule.SetPeer(&e.item, true, g.driver.now())
+		g.enter(e, ca, at, unusable)
+	}
+	if e.issuer == nil {
+		e.issuer = issuer
+		e.issuerKnown.Store(true)
+	}
+	if e.peer == nil {
+		e.peer = newPeer(e, cert, issuer)
+		e.tally = p.tallyOf(issuer)
+		if len(e.handles) == 0 && !g.closed {
+			if err := unanswerable(cert, wall.Now()); err != nil {
+				e.rest(err)
+			} else if byURL && len(at) == 0 {
+				e.rest(ErrNoResponder)
+			}
+		}
+		p.show(e)
+	}
+	return e.peer, nil
+}
+
+// tallyOf returns the tally of a CA, with engine.mu held.
+func (p *peers) tallyOf(issuer *x509.Certificate) *tally {
+	key := string(issuer.RawSubject)
+	if t := p.tallies[key]; t != nil {
+		return t
+	}
+	if p.tallies == nil {
+		p.tallies = make(map[string]*tally)
+	}
+	subject, _ := name.Parts(issuer)
+	if len(p.tallies) >= maxTallies {
+		key, subject = "", "others"
+	}
+	t := p.tallies[key]
+	if t == nil {
+		t = &tally{ca: subject}
+		p.tallies[key] = t
+	}
+	return t
+}
+
+// stir wakes e if it slept, and sees to it that its answers are not older than maxAge, if that is not 0.
+func (p *peers) stir(e *entry, wake bool, maxAge int64) {
+	if old := e.maxAge.Load(); !wake && old != 0 && old <= maxAge {
+		return
+	}
+	g := p.engine
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if e.gone || g.closed {
+		return
+	}
+	now := g.driver.now()
+	if old := e.maxAge.Load(); maxAge > 0 && (old == 0 || maxAge < old) {
+		e.maxAge.Store(maxAge)
+		if r := e.known.Held(); r != nil {
+			g.schedule.Hold(&e.item, e.holding(r), now)
+		}
+	}
+	if wake {
+		g.schedule.Wake(&e.item, now)
+	}
+	g.driver.run()
+}
+
+// ask sees to it that somebody is asked about e, and reports whether that is worth waiting for, and the number of the
+// round.
+func (k *checking) ask(e *entry) (target uint32, wait bool) {
+	g := k.engine
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := g.driver.now()
+	until, paused := e.item.Pause()
+	_, known := k.known(e)
+	tooOld := k.maxAge > 0 && e.known.Held() != nil && e.known.Held().Current(wall.MicroOf(now))
+	ago := wall.MicroOf(now) - e.ended
+	switch {
+	case known, e.gone, g.closed:
+		return 0, false
+	case e.final:
+		k.show(e) // its response may have ended since
+		return 0, false
+	case (e.failures > 0 || tooOld) && ago >= 0 && ago < patience.Microseconds():
+		return 0, false
+	case paused != nil && until.After(now):
+		return 0, false
+	}
+	target = e.rounds + 1
+	g.schedule.Start(&e.item, now)
+	g.driver.run()
+	return target, e.rounds < target
+}
+
+// saveSoon stores what is held for e, which came with it, in the background, with engine.mu held.
+func (p *peers) saveSoon(e *entry) {
+	g := p.engine
+	if g.storage.cache == nil {
+		return
+	}
+	if p.unsaved = append(p.unsaved, e); len(p.unsaved) > 1 {
+		return // somebody is at it
+	}
+	g.wg.Add(1)
+	go func() {
+		defer g.wg.Done()
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		for len(p.unsaved) > 0 {
+			e := p.unsaved[0]
+			g.mu.Unlock()
+			func() {
+				defer g.mu.Lock() // also if the Cache ends the goroutine
+				g.storage.save(e)
+			}()
+			p.unsaved = p.unsaved[1:]
+		}
+		p.unsaved = nil
+	}()
+}
+
+// countRefused counts a connection with a certificate of this issuer.
+func (p *peers) countRefused(issuer *x509.Certificate) {
+	p.engine.mu.Lock()
+	defer p.engine.mu.Unlock()
+	p.tallyOf(issuer).refused.Add(1)
+}
+
+// unanswered counts a connection that is refused, or passes, since nobody answers about e, and logs it, once a minute for
+// each CA.
+func (p *peers) unanswered(v verdict, passes bool) {
+	e, n := v.about, &p.engine.notices
+	counter, what := &e.tally.unanswered, "peers are refused, since nobody answers about their certificates"
+	if passes {
+		counter, what = &e.tally.failedOpen, "peers pass although nobody answers about their certificates"
+	}
+	counter.Add(1)
+	p.engine.mu.Lock()
+	defer p.engine.mu.Unlock()
+	t := e.tally
+	if t.since++; !t.logged.IsZero() && time.Since(t.logged) < tallyPause {
+		return
+	}
+	n.say(slog.LevelWarn, what, slog.String("ca", t.ca), slog.Int("connections", t.since), slog.Any("error", v.err))
+	t.logged, t.since = time.Now(), 0
+}
+
+// show lets Checkers see what is held of e, with engine.mu held.
+func (p *peers) show(e *entry) {
+	if e.peer == nil {
+		return
+	}
+	r := e.known.Held()
+	if r == nil && e.final && errors.Is(e.err, ErrNoResponder) || r != nil && !r.Revoked && e.final && !r.Current(wall.Micro()) {
+		r = nobody
+	}
+	e.answer.Store(r)
+	p.table.Stay(e.key, r != nil && r.Revoked)
+}
+
+// drop forgets a peer, with engine.mu held.
+func (p *peers) drop(c *Certificate) {
+	e := c.entry()
+	if c.removed || c != e.peer {
+		return
+	}
+	c.removed = true
+	e.peer = nil
+	p.table.Remove(e.key, c)
+	if len(e.handles) == 0 {
+		p.engine.leave(e)
+	}
+}
+
+// expired forgets a peer whose certificate has expired, with engine.mu held.
+func (p *peers) expired(e *entry) {
+	if e.peer != nil && len(e.handles) == 0 {
+		p.drop(e.peer)
+	}
+}
+
+// tell tells Checkers and the log what has befallen a peer, with engine.mu held.
+func (p *peers) tell(e *entry, ev Event) {
+	n := &p.engine.notices
+	if e.peer == nil {
+		return
+	}
+	if len(e.handles) == 0 {
+		level, attrs := slog.LevelDebug, []slog.Attr{slog.String("event", ev.Kind.String())}
+		if r := e.known.Held(); r != nil && r.Revoked && ev.Kind == EventRevoked {
+			said, _ := ocspder.Revoked(r.DER, e.leaf)
+			level, attrs = slog.LevelInfo, append(attrs, slog.Time("revoked_at", said.RevokedAt), slog.String("reason", name.Reason(said.Reason)))
+		}
+		if ev.Err != nil {
+			attrs = append(attrs, slog.Any("error", ev.Err))
+		}
+		n.log(level, "OCSP response about a peer", e, attrs...)
+	}
+	p.checkers = slices.DeleteFunc(p.checkers, func(k *checking) bool { return k.gone.Load() })
+	if len(p.checkers) == 0 {
+		return
+	}
+	ev.Certificate = e.peer
+	ev.Status = e.peer.status()
+	for _, k := range p.checkers {
+		k.events.add(ev, ev.Kind.importance())
+	}
+}
