@@ -1,0 +1,337 @@
+package whole
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"runtime"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/race"
+	"github.com/go-staple/staple/internal/world"
+	"github.com/go-staple/staple/stapletest"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ocsp"
+)
+
+func TestAKnownPeerCostsTwoAllocationsAtMost(t *testing.T) {
+	w := world.New(t)
+	checker := &staple.Checker{Stapler: w.Stapler()}
+	cs := arrival(w, w.Leaf())
+	require.NoError(t, checker.VerifyConnection(cs))
+	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() {
+		if checker.VerifyConnection(cs) != nil {
+			t.Error("refused")
+		}
+	}), 2.0)
+	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() {
+		if checker.Check(context.Background(), cs.VerifiedChains[0]) != nil {
+			t.Error("refused")
+		}
+	}), 3.0) // and the list of its one chain
+}
+
+func TestAPeerTakesOneKilobyteAtMostBeyondLeafAndResponse(t *testing.T) {
+	if race.Enabled {
+		t.Skip("the race detector takes memory of its own")
+	}
+	const many = 20000
+	w := world.New(t)
+	leaf := distinctLeaves(w)
+	response := make([]byte, 300)
+	s := w.Stapler(func(s *staple.Stapler) {
+		s.OnEvent = nil
+		s.Fetcher = staple.FetcherFunc(func(context.Context, *staple.Request) ([]byte, error) { return response, nil })
+		s.Verifier = anything{}
+	})
+	checker := &staple.Checker{Stapler: s}
+	leaves := make([]*x509.Certificate, many)
+	for i := range leaves {
+		var err error
+		leaves[i], err = x509.ParseCertificate(leaf())
+		require.NoError(t, err)
+	}
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	for _, l := range leaves {
+		require.NoError(t, checker.VerifyConnection(arrival(w, tls.Certificate{Leaf: l})))
+	}
+	each := int(heap()-before)/many - len(response) - 100 // a Response
+	t.Logf("%d bytes for each", each)
+	require.LessOrEqual(t, each, 1024)
+	runtime.KeepAlive(leaves)
+}
+
+// Anything is a Verifier that accepts what comes.
+type anything struct{}
+
+func (anything) Verify(der []byte, leaf, issuer *x509.Certificate, now time.Time) (*ocsp.Response, time.Time, error) {
+	return &ocsp.Response{Status: ocsp.Good, ThisUpdate: now, Raw: der}, now.Add(time.Hour), nil
+}
+
+func TestAResponderThatHangsHoldsUpNoOtherPeerAndNothingServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		hanging := w.Leaf(world.Responders("http://hangs.example"))
+		w.Responder.Set(hanging.Leaf, stapletest.Answer{Hang: true})
+		s := w.Stapler()
+		checker := &staple.Checker{Stapler: s}
+		var all sync.WaitGroup
+		for range 1000 {
+			all.Go(func() {
+				require.ErrorIs(t, checker.VerifyConnection(arrival(w, hanging)), staple.ErrUnanswered)
+			})
+		}
+		time.Sleep(100 * time.Millisecond)
+		for _, cert := range w.Many(50) {
+			require.Zero(t, took(func() { require.NoError(t, checker.VerifyConnection(arrival(w, cert))) }))
+			c, err := s.Add(w.Leaf())
+			require.NoError(t, err)
+			require.Zero(t, took(func() { require.NoError(t, c.Wait(world.Soon(t))) }))
+		}
+		require.NoError(t, s.Wait(world.Soon(t)), "peers do not count")
+		require.Less(t, took(all.Wait), 3*time.Second)
+	})
+}
+
+func TestHostsThatHangLeaveWorkersForWhatIsServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		s := w.Stapler()
+		checker := &staple.Checker{Stapler: s}
+		var all sync.WaitGroup
+		for i := range 100 {
+			cert := w.Leaf(world.Responders(fmt.Sprintf("http://hangs%d.example", i)))
+			w.Responder.Set(cert.Leaf, stapletest.Answer{Hang: true})
+			all.Go(func() { checker.VerifyConnection(arrival(w, cert)) })
+		}
+		synctest.Wait()
+		require.Len(t, w.Responder.Requests(nil), 8, "half of the workers")
+		c, err := s.Add(w.Leaf())
+		require.NoError(t, err)
+		require.Zero(t, took(func() { require.NoError(t, c.Wait(world.Soon(t))) }))
+		all.Wait()
+	})
+}
+
+func TestOneHostOfPeersHasAQuarterOfTheWorkers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		w.Responder.Set(nil, stapletest.Answer{Delay: time.Second})
+		checker := &staple.Checker{Stapler: w.Stapler(func(s *staple.Stapler) { s.Concurrency = 16 })}
+		var all sync.WaitGroup
+		for _, cert := range w.Many(20) {
+			all.Go(func() { checker.VerifyConnection(arrival(w, cert)) })
+		}
+		synctest.Wait()
+		require.Len(t, w.Responder.Requests(nil), 4)
+		all.Wait()
+	})
+}
+
+func TestSoManyConnectionsWaitAndTheNextIsUnanswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		w.Responder.Set(nil, stapletest.Answer{Delay: 2 * time.Second})
+		checker := &staple.Checker{Stapler: w.Stapler()}
+		cs := arrival(w, w.Leaf())
+		var all sync.WaitGroup
+		for range 4096 {
+			all.Go(func() { require.NoError(t, checker.VerifyConnection(cs)) })
+		}
+		synctest.Wait()
+		require.Zero(t, took(func() {
+			err := checker.VerifyConnection(cs)
+			require.ErrorIs(t, err, staple.ErrUnanswered)
+			require.ErrorContains(t, err, "too many")
+		}))
+		all.Wait()
+		require.NoError(t, checker.VerifyConnection(cs))
+	})
+}
+
+func TestACertificateThatIsServedAndAPeersIsAskedAboutOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		cert := w.Leaf()
+		s := w.Stapler()
+		var j world.Journal
+		checker := &staple.Checker{Stapler: s, LeafOnly: true, OnEvent: j.Note}
+		require.NoError(t, checker.VerifyConnection(arrival(w, cert)))
+		peers := peersOf(checker)
+		require.Len(t, peers, 1)
+		require.True(t, peers[0].Status().Peer)
+		require.Equal(t, staple.StateAnswered, peers[0].Status().State)
+		require.Nil(t, peers[0].TLS().PrivateKey)
+		require.NoError(t, peers[0].Wait(t.Context()))
+
+		c, err := s.Add(cert)
+		require.NoError(t, err)
+		require.NoError(t, c.Wait(world.Soon(t)))
+		require.Equal(t, 1, requests(w, cert))
+		require.False(t, peers[0].Status().Peer, "it is served as well")
+		count := 0
+		for range s.Certificates() {
+			count++
+		}
+		require.Equal(t, 1, count)
+
+		require.NoError(t, peers[0].Refresh(t.Context()))
+		require.Equal(t, 2, requests(w, cert))
+		peers[0].Remove()
+		require.Empty(t, peersOf(checker))
+		world.RequireStaple(t, c, ocsp.Good)
+		require.NoError(t, checker.VerifyConnection(arrival(w, cert)))
+		c.Remove()
+		require.True(t, peersOf(checker)[0].Status().Peer)
+		require.NoError(t, checker.VerifyConnection(arrival(w, cert)))
+		require.Equal(t, 2, requests(w, cert))
+		synctest.Wait()
+		require.NotEmpty(t, j.Events())
+
+		// From peer to served while nobody answers: it has its first round.
+		other := w.Leaf()
+		w.Responder.Set(other.Leaf, stapletest.Answer{HTTPStatus: 404})
+		require.Error(t, checker.VerifyConnection(arrival(w, other)))
+		w.Responder.Reset(other.Leaf)
+		c, err = s.Add(other)
+		require.NoError(t, err)
+		require.NoError(t, c.Wait(world.Soon(t)))
+	})
+}
+
+func TestAFleetAsksOnceAboutAPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		w.Responder.Set(nil, stapletest.Answer{Delay: 500 * time.Millisecond})
+		cache := world.NewLockedCache()
+		cert := w.Leaf()
+		var all sync.WaitGroup
+		for range 10 {
+			checker := &staple.Checker{Stapler: w.Stapler(func(s *staple.Stapler) { s.Cache = cache })}
+			all.Go(func() { require.NoError(t, checker.VerifyConnection(arrival(w, cert))) })
+		}
+		require.Less(t, took(all.Wait), 3*time.Second)
+		require.Equal(t, 1, requests(w, cert))
+	})
+}
+
+func TestAPeerThatHasExpiredIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		w.Responder.Set(nil, stapletest.Answer{Status: ocsp.Revoked, RevocationReason: ocsp.KeyCompromise})
+		cert := w.Leaf(func(o *stapletest.LeafOptions) { o.NotAfter = time.Now().Add(40 * world.Day) })
+		checker := &staple.Checker{Stapler: w.Stapler(), LeafOnly: true}
+		require.ErrorIs(t, checker.VerifyConnection(arrival(w, cert)), staple.ErrRevoked)
+		time.Sleep(39 * world.Day)
+		require.Len(t, peersOf(checker), 1, "revoked, as long as it is valid")
+		time.Sleep(2 * world.Day)
+		require.Empty(t, peersOf(checker))
+	})
+}
+
+func TestTheLogTellsOfAnUnansweredCAOnceAMinute(t *testing.T) {
+	for _, failOpen := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := world.New(t)
+			w.Responder.Set(nil, stapletest.Answer{HTTPStatus: 500})
+			var log world.Text
+			checker := &staple.Checker{Stapler: w.Stapler(func(s *staple.Stapler) { s.Logger = log.Logger() }), FailOpen: failOpen}
+			certs := w.Many(20)
+			for range 10 {
+				for _, cert := range certs {
+					require.Equal(t, failOpen, checker.VerifyConnection(arrival(w, cert)) == nil)
+				}
+				time.Sleep(30 * time.Second)
+			}
+			lines := 0
+			for _, line := range log.TakeLines(t) {
+				if line["level"] == "WARN" {
+					lines++
+					require.Equal(t, w.CA.Issuer.Subject.String(), line["ca"])
+					require.NotEmpty(t, line["error"])
+				}
+			}
+			require.Equal(t, 5, lines)
+		})
+	}
+}
+
+func TestHandshakesWithAChecker(t *testing.T) {
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		for _, side := range []string{"server", "client"} {
+			t.Run(fmt.Sprintf("%s, %s", tls.VersionName(version), side), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := world.New(t)
+					cert := w.Leaf()
+					checker := &staple.Checker{Stapler: w.Stapler(), MaxResponseAge: time.Hour}
+					server := &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: w.CA.Roots(),
+						MinVersion: version, MaxVersion: version}
+					client := w.Client("www.example.com")
+					client.Certificates = []tls.Certificate{cert}
+					client.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+					if side == "server" {
+						server.VerifyConnection = checker.VerifyConnection
+					} else {
+						client.VerifyConnection = checker.VerifyConnection
+					}
+					connect := func() (bool, error) {
+						var checked error
+						verify := checker.VerifyConnection
+						of := server
+						if side == "client" {
+							of = client
+						}
+						of.VerifyConnection = func(cs tls.ConnectionState) error { checked = verify(cs); return checked }
+						state, _, err := world.Connect(t, server, client)
+						if checked != nil {
+							require.Error(t, err)
+						}
+						return state.DidResume, checked
+					}
+					_, err := connect()
+					require.NoError(t, err)
+					did, err := connect()
+					require.NoError(t, err)
+					require.True(t, did, "a resumed session")
+					w.Responder.Set(nil, stapletest.Answer{Status: ocsp.Revoked})
+					time.Sleep(40 * time.Minute)
+					_, _ = connect() // has it asked about, if it was not asked about in the background
+					time.Sleep(30 * time.Minute)
+					_, err = connect()
+					require.ErrorIs(t, err, staple.ErrRevoked, "a revocation is noticed on resumed connections")
+				})
+			})
+		}
+	}
+}
+
+func TestACertificateWithFiftyURLs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		var urls []string
+		for i := range 50 {
+			urls = append(urls, fmt.Sprintf("http://ocsp%d.example", i))
+		}
+		cert := w.Leaf(world.Responders(urls...))
+		w.Responder.Set(nil, stapletest.Answer{Hang: true})
+		checker := &staple.Checker{Stapler: w.Stapler()}
+		for range 100 {
+			require.ErrorIs(t, checker.VerifyConnection(arrival(w, cert)), staple.ErrUnanswered)
+			time.Sleep(10 * time.Second)
+		}
+		require.Less(t, len(w.Responder.Requests(nil)), 500)
+		require.NoError(t, checker.VerifyConnection(arrival(w, w.Leaf())), "others pass")
+	})
+}
