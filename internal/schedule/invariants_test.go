@@ -12,7 +12,7 @@ func invariants(s *Schedule, items []*Item) error {
 	if s.notices != nil || s.tree.told != nil {
 		return errors.New("notices are left")
 	}
-	for _, check := range []func(*Schedule, []*Item) error{checkStates, checkTree, checkStanding, checkCohorts, checkAlarms} {
+	for _, check := range []func(*Schedule, []*Item) error{checkStates, checkTree, checkStanding, checkPeers, checkCohorts, checkAlarms} {
 		if err := check(s, items); err != nil {
 			return err
 		}
@@ -52,7 +52,7 @@ func checkStates(s *Schedule, items []*Item) error {
 		if it.state == Working || it.state == Storing {
 			working++
 		}
-		if it.state == Working && it.via == nil {
+		if it.state == Working && it.via == nil && !it.counted {
 			peekers++
 		}
 		if n := count(s.peeking, it); it.queued == inPeeks && n == 0 {
@@ -153,7 +153,7 @@ func checkTree(s *Schedule, items []*Item) error {
 			return fmt.Errorf("%v wait beneath %v, counted: %v", c.waiting, n.key, n.waiting)
 		case n.inFlight != c.inFlight:
 			return fmt.Errorf("%d in flight beneath %v, counted: %d", c.inFlight, n.key, n.inFlight)
-		case n.kids == 0 && n.level != routeLevel && (n.pause.state != paused || n.opens() <= t.now) && !n.late(t.now):
+		case n.kids == 0 && n.level != routeLevel && (n.pause.state != paused || n.opens(false) <= t.now) && !n.late(t.now):
 			return fmt.Errorf("node %v should have been forgotten", n.key)
 		}
 	}
@@ -215,7 +215,7 @@ func checkStanding(s *Schedule, items []*Item) error {
 			at[&n.queue] = make(map[*node]bool)
 		}
 		can := n.level == routeLevel && n.route.items.len() > 0 ||
-			n.level != routeLevel && n.queue.len() > 0 && n.admits(t.now)
+			n.level != routeLevel && n.queue.len() > 0 && n.admits(t.now, false)
 		var q *queue[*node]
 		if n.late(t.now) {
 			continue
@@ -248,6 +248,53 @@ func checkStanding(s *Schedule, items []*Item) error {
 	}
 	if len(asked) != len(t.asked) {
 		return fmt.Errorf("Refresh asks at %d hosts instead of %d", len(t.asked), len(asked))
+	}
+	return nil
+}
+
+// checkPeers checks that each peer that waits stands at its host and nowhere else, that each host of theirs has its turn, and
+// that they count the workers that they have.
+func checkPeers(s *Schedule, items []*Item) error {
+	t := &s.tree
+	waiting, calls, all := make(map[*node]map[*Item]bool), make(map[*node]int32), int32(0)
+	for i, it := range items {
+		switch {
+		case (it.queued == inPeers) != (it.peer && it.state == Waiting && !it.forced):
+			return fmt.Errorf("item %v is queued: %d, a peer: %v, Refresh: %v", name(it, i), it.queued, it.peer, it.forced)
+		case it.peer && (it.cohort != nil || it.state == Following || it.waits != 0):
+			return fmt.Errorf("item %v waits as if it were served", name(it, i))
+		case it.dormant && (!it.peer || it.state != Idle || it.forced || it.gone || it.over || it.seen.Load() == unseen):
+			return fmt.Errorf("item %v sleeps, a peer: %v, %v, seen: %d", name(it, i), it.peer, it.state, it.seen.Load())
+		case it.counted && it.state != Working && it.state != Storing:
+			return fmt.Errorf("item %v is %v, and counted among those that work", name(it, i), it.state)
+		}
+		if it.queued == inPeers {
+			h := it.route.ends[0].host()
+			if waiting[h] == nil {
+				waiting[h] = make(map[*Item]bool)
+			}
+			waiting[h][it] = true
+		}
+		if it.counted {
+			all++
+			if it.via != nil {
+				calls[it.via.host()]++
+			}
+		}
+	}
+	if all != t.calls || len(waiting) != len(t.callers) {
+		return fmt.Errorf("peers have %d workers and wait at %d hosts, counted: %d, %d", all, len(waiting), t.calls, len(t.callers))
+	}
+	for _, n := range t.nodes {
+		if n.level != hostLevel {
+			continue
+		}
+		if n.visitors.calls != calls[n] || waiting[n] != nil && count(t.callers, n) != 1 {
+			return fmt.Errorf("%d requests about peers at %v, counted: %d", calls[n], n.key, n.visitors.calls)
+		}
+		if err := checkHeap(n.visitors.peers, byClass, waiting[n]); err != nil {
+			return fmt.Errorf("peers at %v: %w", n.key, err)
+		}
 	}
 	return nil
 }
@@ -287,7 +334,7 @@ func checkAlarms(s *Schedule, items []*Item) error {
 		if it.state == Scheduled {
 			at = it.due
 		}
-		if it.state != Idle && !it.over {
+		if (it.state != Idle || it.dormant) && !it.over {
 			at = min(at, it.expires)
 		}
 		if it.waits != 0 {
@@ -323,9 +370,9 @@ func checkAlarms(s *Schedule, items []*Item) error {
 			nodes[n] = true
 			continue
 		}
-		if n.pause.state == paused && n.inFlight == 0 && (n.waiting != [classes]int32{} || n.kids == 0) && n.opens() > t.now {
+		if n.pause.state == paused && n.inFlight == 0 && (n.waiting != [classes]int32{} || n.kids == 0) && n.opens(false) > t.now {
 			nodes[n] = true
-			if n.pos[byTime] == 0 || n.at != n.opens() {
+			if n.pos[byTime] == 0 || n.at != n.opens(false) {
 				return fmt.Errorf("node %v is not looked at when its pause lets one through", k)
 			}
 		}

@@ -9,14 +9,18 @@ import (
 
 // look does what is due.
 func (n *naive) look() {
-	var aged []*entry
+	var aged, due []*entry
+	barred, before := make(map[*entry]bool), n.putOffs()
+	for e := range before {
+		barred[e] = naivelyBarred(n, e)
+	}
 	for _, e := range n.entries {
 		if stage := naivelyStage(n, e); stage > e.held.stage && !e.it.gone {
 			e.held.stage = stage
 			kind := StapleEnding
 			if stage == 3 {
 				kind = StapleEnded
-				if e.state != Idle && !e.over && !e.held.revoked {
+				if e.state != Idle && !e.over && !e.held.revoked && !e.peer {
 					for _, w := range e.ways {
 						for _, sc := range w[:3] {
 							n.trouble(sc).wanted = n.now
@@ -38,23 +42,26 @@ func (n *naive) look() {
 	for _, e := range n.entries {
 		switch {
 		case e.it.gone:
-		case n.now >= e.expires && !e.over && e.state != Idle:
+		case n.now >= e.expires && !e.over && (e.state != Idle || e.dormant):
 			e.over = true
 			n.notices = append(n.notices, Notice{Item: e.it, Kind: Expired})
 			if e.state != Working {
 				n.rest(e)
 			}
+		case e.state == Scheduled && e.due <= n.now && e.peer && !e.forced:
+			due = append(due, e)
 		case e.state == Scheduled && e.due <= n.now:
 			n.comeDue(e)
 		}
 	}
+	n.lookAtPeers(due, barred, before)
 }
 
 // settle takes over what the schedule has chosen among those whose staples ended together, and forgets what nobody
 // needs to remember.
 func (n *naive) settle() {
 	for _, e := range n.entries {
-		if !naivelyEnded(n, e) || e.forced || e.it.gone {
+		if !naivelyEnded(n, e) || e.forced || e.it.gone || e.peer {
 			continue
 		}
 		real, mine := e.it, e.state
@@ -98,18 +105,25 @@ func (n *naive) settle() {
 			delete(n.scopes, sc)
 		}
 	}
+	n.takeTurns(n.asked, inAsked)
+	n.takeTurns(n.calls, inPeers)
+	n.backInTurn()
+}
+
+// takeTurns notes since when it is the turn of the hosts of those that wait in q.
+func (n *naive) takeTurns(since map[string]int, q queued) {
 	hosts := make(map[string]bool)
 	for _, e := range n.entries {
-		if e.where == inAsked {
+		if e.where == q {
 			hosts[e.at[0].Host] = true
 		}
 	}
 	for h := range hosts {
-		if n.asked[h] == 0 {
-			n.asked[h] = n.op
+		if since[h] == 0 {
+			since[h] = n.op
 		}
 	}
-	maps.DeleteFunc(n.asked, func(h string, _ int) bool { return !hosts[h] })
+	maps.DeleteFunc(since, func(h string, _ int) bool { return !hosts[h] })
 }
 
 // naivelyNode returns the schedule's own of sc.
@@ -132,7 +146,7 @@ func (n *naive) next(it *Item, task Task, looked bool) {
 		if e.state == Working || e.state == Storing {
 			working++
 		}
-		if e.state == Working && e.it.via == nil && e.it != it {
+		if e.state == Working && e.it.via == nil && e.it != it && !e.counted {
 			peekers++
 		}
 	}
@@ -140,10 +154,12 @@ func (n *naive) next(it *Item, task Task, looked bool) {
 		n.fault("more than %d workers", n.s.workers)
 		return
 	}
-	got := n.of(it)
+	got, before := n.of(it), n.putOffs()
+	defer func() { n.dismiss(before) }()
 	want, kind := naivelyChoose(n, working, peekers, got)
 	switch {
 	case task == kind && (task == Nothing || slices.Contains(want, got)):
+	case !looked && got != nil && got.where == inPeers: // it may be that somebody more urgent can be asked about
 	case !looked && (task == Nothing || task == Ask && got.where == inRoute && naivelyOpen(n, naivelyPath(n, got))):
 	default:
 		var names []any
@@ -158,8 +174,15 @@ func (n *naive) next(it *Item, task Task, looked bool) {
 	}
 	e := n.of(it)
 	host := e.at[0].Host
-	if e.where == inAsked {
+	switch e.where {
+	case inAsked:
 		delete(n.asked, host)
+	case inPeers:
+		delete(n.calls, host)
+	}
+	n.called, e.counted = e.peer, e.peer
+	if e.peer {
+		e.seen = unseen
 	}
 	naivelyWithdraw(n, e)
 	e.state, e.began, e.beganOp, e.passed = Working, n.now, n.op, e.forced
@@ -174,7 +197,7 @@ func (n *naive) next(it *Item, task Task, looked bool) {
 
 // naivelyOpen reports whether all of these can be asked.
 func naivelyOpen(n *naive, scopes []scope) bool {
-	return !slices.ContainsFunc(scopes, func(sc scope) bool { return sc.route == "" && !naivelyAdmits(n, sc, n.now) })
+	return !slices.ContainsFunc(scopes, func(sc scope) bool { return sc.route == "" && !naivelyAdmits(n, sc, n.now, false) })
 }
 
 // naivelyPath returns the scopes through which a worker has gone to it.
@@ -223,20 +246,16 @@ func naivelyChoose(n *naive, working, peekers int, got *entry) (all []*entry, ta
 		return all, Peek
 	}
 	// The others: a walk down the tree, from the hosts that have less than their share, if there are any.
+	served := naivelyServed(n)
+	if e, task := naivelyChoosePeers(n, served, got); e != nil {
+		return []*entry{e}, task
+	}
 	var free, full []way
-	for _, e := range n.entries {
-		if e.where != inRoute {
-			continue
-		}
-		for _, w := range e.ways {
-			if naivelyOpen(n, w[:]) {
-				w := way{e, w}
-				if naivelyInFlight(n, w.path[0]) < n.share {
-					free = append(free, w)
-				} else {
-					full = append(full, w)
-				}
-			}
+	for _, w := range served {
+		if naivelyInFlight(n, w.path[0]) < n.share {
+			free = append(free, w)
+		} else {
+			full = append(full, w)
 		}
 	}
 	ways := free
@@ -325,7 +344,7 @@ func looked(s *Schedule, now int64) bool {
 
 // compare returns how the schedule differs.
 func (n *naive) compare(notices []Notice) error {
-	defer func() { n.notices, n.began = nil, false }()
+	defer func() { n.notices, n.refused, n.began = nil, nil, false }()
 	n.settle()
 	n.tell(notices)
 	if n.err != nil {
@@ -348,7 +367,10 @@ func (n *naive) compare(notices []Notice) error {
 		case it.queued == inRoute && it.class != e.class:
 			return fmt.Errorf("item %v is in class %d instead of %d", name(it, 0), it.class, e.class)
 		}
-		if naivelyEnded(n, e) && !e.lone && !e.forced && (e.where == inRoute || it.via != nil && e.began >= e.held.end) {
+		if it.peer != e.peer || it.dormant != e.dormant || it.seen.Load() != e.seen {
+			return fmt.Errorf("item %v is a peer: %v, asleep: %v, seen: %d, instead of %v, %v, %d", name(it, 0), it.peer, it.dormant, it.seen.Load(), e.peer, e.dormant, e.seen)
+		}
+		if naivelyEnded(n, e) && !e.lone && !e.forced && !e.peer && (e.where == inRoute || it.via != nil && e.began >= e.held.end) {
 			key := fmt.Sprint(e.name, e.held.end)
 			if led[key] != nil && looked(n.s, n.now) {
 				return fmt.Errorf("items %v and %v both ask for all whose staples ended then", name(it, 0), led[key])
@@ -366,9 +388,9 @@ func (n *naive) compare(notices []Notice) error {
 			return fmt.Errorf("%v is %d with a window of %d up to %d, instead of %d, %d, %d", sc, p.state, p.window, p.ceiling, t.state, t.window, t.ceiling)
 		case p.state == paused && (p.since != t.since || p.failedAt != t.failedAt || p.failures != int32(t.failures) || p.gap != t.gap):
 			return fmt.Errorf("%v has failed otherwise", sc)
-		case p.state == paused && looked(n.s, n.now) && naivelyNode(n, sc).opens() != naivelyOpens(n, sc):
-			return fmt.Errorf("%v opens after %v instead of %v, as %+v and %+v", sc, time.Duration(naivelyNode(n, sc).opens()-n.now)*time.Microsecond,
-				time.Duration(naivelyOpens(n, sc)-n.now)*time.Microsecond, *p, *t)
+		case p.state == paused && looked(n.s, n.now) && naivelyNode(n, sc).opens(false) != naivelyOpens(n, sc, false):
+			return fmt.Errorf("%v opens after %v instead of %v, as %+v and %+v", sc, time.Duration(naivelyNode(n, sc).opens(false)-n.now)*time.Microsecond,
+				time.Duration(naivelyOpens(n, sc, false)-n.now)*time.Microsecond, *p, *t)
 		}
 	}
 	return n.err
@@ -378,7 +400,9 @@ func (n *naive) compare(notices []Notice) error {
 func (n *naive) tell(notices []Notice) {
 	var rest []Notice
 	for _, o := range notices {
-		if o.Kind == Paused {
+		if i := slices.Index(n.refused, o.Item); o.Kind == Paused && o.Err != nil && i >= 0 {
+			n.refused = slices.Delete(n.refused, i, i+1)
+		} else if o.Kind == Paused {
 			e := n.of(o.Item)
 			follows := e != nil && e.state == Scheduled && naivelyEnded(n, e) && n.began // it did, and leads from now on
 			if e == nil || e.told || e.state != Waiting && e.state != Following && !follows || o.Err == nil {
@@ -401,6 +425,9 @@ func (n *naive) tell(notices []Notice) {
 		if !authority || looked(n.s, n.now) && n.now >= e.since+5*second {
 			n.fault("item %v is not told that what it needs pauses", name(e.it, 0))
 		}
+	}
+	for _, it := range n.refused {
+		n.fault("item %v is not told that it was put off", name(it, 0))
 	}
 	for _, want := range n.notices {
 		if !slices.Contains(rest, want) {

@@ -109,6 +109,9 @@ func naivelyRetry(n *naive, e *entry, retryAfter time.Duration) span {
 func (n *naive) done(e *entry, o Outcome, inCohort bool) {
 	old, was := e.held, e.name
 	e.state, e.then = Storing, Idle
+	if e.counted && o.Result == Deferred {
+		e.seen = visited // for whom it was
+	}
 	if e.it.gone {
 		return
 	}
@@ -337,10 +340,12 @@ func (n *naive) free(e *entry) {
 		n.entries = slices.DeleteFunc(n.entries, func(o *entry) bool { return o == e })
 		return
 	}
-	e.state = e.then
+	e.state, e.counted = e.then, false
 	switch {
 	case e.state == Waiting && e.forced:
 		naivelyQueue(n, e, inAsked)
+	case e.state == Waiting && e.peer:
+		n.putOff(e, false) // its round has told
 	case e.state == Waiting:
 		naivelyQueue(n, e, inRoute)
 		e.lone = e.it.cohort == nil

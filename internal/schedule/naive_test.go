@@ -17,7 +17,10 @@ type naive struct {
 	entries []*entry
 	scopes  map[scope]*trouble
 	asked   map[string]int // hosts about whose certificates Refresh asks, and the operation since when it is their turn
+	calls   map[string]int // the same of hosts about whose peers somebody waits to ask
+	called  bool           // the last round that began was a peer's
 	notices []Notice       // that must have come of this operation
+	refused []*Item        // peers that must have been told of a pause
 	began   bool           // in this operation a pause began
 	err     error          // the first fault
 }
@@ -47,6 +50,10 @@ type entry struct {
 	over    bool
 	forced  bool
 	peeked  bool
+	peer    bool
+	dormant bool
+	counted bool
+	seen    int32
 	name    string     // of its route
 	ways    [][4]scope // each of its URLs, as all the scopes that must let it through, and the route there
 	lone    bool       // it need not follow anybody: others of its cohort brought something newer, or the clock was set
@@ -78,7 +85,8 @@ type trouble struct {
 }
 
 func newNaive(s *Schedule, peeks bool) *naive {
-	return &naive{s: s, share: max(s.workers/2, 1), peeks: peeks, scopes: make(map[scope]*trouble), asked: make(map[string]int)}
+	return &naive{s: s, share: max(s.workers/2, 1), peeks: peeks, scopes: make(map[scope]*trouble), asked: make(map[string]int),
+		calls: make(map[string]int)}
 }
 
 func (n *naive) begin(now int64) {
@@ -160,8 +168,8 @@ func naivelyUrgency(n *naive, e *entry) class {
 	return unstapled
 }
 
-// naivelyOpens returns when the pause of sc lets a request through.
-func naivelyOpens(n *naive, sc scope) int64 {
+// naivelyOpens returns when the pause of sc lets a request through, if it is a peer's or not.
+func naivelyOpens(n *naive, sc scope, called bool) int64 {
 	t := n.trouble(sc)
 	at, urgent := t.failedAt+min(max(5*minute, t.lasted/10), hour), far
 	bare, anyFresh, ends := false, false, far
@@ -172,26 +180,19 @@ func naivelyOpens(n *naive, sc scope) int64 {
 			bare = true
 		}
 		if e.class != routine {
-			outage := t.lasted
-			longest := 4*second + outage/10
-			switch {
-			case outage >= day:
-				longest = hour
-			case outage >= hour:
-				longest = 5 * minute
-			case longest > 30*second:
-				longest = 30 * second
-			}
-			urgent = t.failedAt + int64(t.part*float64(longest))
+			urgent = naivelyUrgentlyOpens(t)
 		}
 		anyFresh = anyFresh || e.class == fresh
 		for _, w := range e.ways {
 			within := slices.Index(w[:3], sc)
 			if within >= 0 && e.held.end > 0 && e.held.stage < moments && // as far as anybody has looked
-				!slices.ContainsFunc(w[within+1:3], func(sc scope) bool { return !naivelyAdmits(n, sc, n.now) }) {
+				!slices.ContainsFunc(w[within+1:3], func(sc scope) bool { return !naivelyAdmits(n, sc, n.now, false) }) {
 				ends = min(ends, e.held.end)
 			}
 		}
+	}
+	if called {
+		bare, urgent = true, naivelyUrgentlyOpens(t)
 	}
 	if urgent < far {
 		at = urgent
@@ -212,11 +213,26 @@ func naivelyOpens(n *naive, sc scope) int64 {
 	return max(at, asked)
 }
 
-// naivelyAdmits reports whether sc can be asked.
-func naivelyAdmits(n *naive, sc scope, now int64) bool {
+// naivelyUrgentlyOpens returns when it does at the latest while somebody has no staple.
+func naivelyUrgentlyOpens(t *trouble) int64 {
+	outage := t.lasted
+	longest := 4*second + outage/10
+	switch {
+	case outage >= day:
+		longest = hour
+	case outage >= hour:
+		longest = 5 * minute
+	case longest > 30*second:
+		longest = 30 * second
+	}
+	return t.failedAt + int64(t.part*float64(longest))
+}
+
+// naivelyAdmits reports whether sc can be asked, about a peer or not.
+func naivelyAdmits(n *naive, sc scope, now int64, called bool) bool {
 	switch t := n.trouble(sc); t.state {
 	case paused:
-		return naivelyInFlight(n, sc) == 0 && naivelyOpens(n, sc) <= now
+		return naivelyInFlight(n, sc) == 0 && naivelyOpens(n, sc, called) <= now
 	case recovering:
 		return naivelyInFlight(n, sc) < t.window
 	}
@@ -245,9 +261,14 @@ func naivelyEnded(n *naive, e *entry) bool {
 // comeDue makes it wait for its turn.
 func (n *naive) comeDue(e *entry) {
 	blocked, _ := naivelyBlocked(n, e)
+	e.dormant = false
 	switch {
 	case e.forced:
 		naivelyQueue(n, e, inAsked)
+	case e.peer && naivelyBarred(n, e):
+		n.putOff(e, true)
+	case e.peer:
+		naivelyQueue(n, e, inPeers)
 	case naivelyEnded(n, e):
 		naivelyQueue(n, e, inRoute) // and settle takes over where it is
 		e.lone = false
@@ -271,7 +292,7 @@ func naivelySchedule(n *naive, e *entry, due int64) {
 }
 
 func (n *naive) add(it *Item, ca string, at []Source, expires int64) {
-	e := &entry{it: it, ca: ca, expires: expires}
+	e := &entry{it: it, ca: ca, expires: expires, peer: it.peer}
 	e.route(at)
 	n.entries = append(n.entries, e)
 }
@@ -307,10 +328,10 @@ func (n *naive) remove(it *Item) {
 func (n *naive) start(e *entry) {
 	switch {
 	case e.state == Idle, e.state == Scheduled:
-		e.over, e.told = false, false
+		e.over, e.told, e.seen = false, false, visited
 		n.comeDue(e)
 	case e.state == Storing && e.then == Idle:
-		e.over, e.told = false, false
+		e.over, e.told, e.seen = false, false, visited
 		e.then, e.due = Scheduled, n.now
 	}
 }
@@ -318,7 +339,7 @@ func (n *naive) start(e *entry) {
 // rest makes nobody be asked about it.
 func (n *naive) rest(e *entry) {
 	naivelyWithdraw(n, e)
-	e.forced = false
+	e.forced, e.dormant = false, false
 	if e.state == Storing {
 		e.then = Idle
 	} else {
@@ -340,10 +361,11 @@ func (n *naive) hold(e *entry, h Held) {
 		}
 	}
 	switch {
-	case e.state == Working, e.forced, e.over, e.state == Idle && e.told, e.state == Storing && e.then == Idle:
+	case e.state == Working, e.forced, e.over, e.state == Idle && e.told && !e.dormant, e.state == Storing && e.then == Idle:
 	case e.state == Storing:
 		e.then, e.due = Scheduled, naivelyDueIn(n, e, naivelyRefresh(n, e))
 	default:
+		e.dormant = false
 		naivelySchedule(n, e, naivelyDueIn(n, e, naivelyRefresh(n, e)))
 	}
 }
@@ -370,7 +392,7 @@ func naivelyStage(n *naive, e *entry) (stage int8) {
 // follow makes all wait who followed one that had old, and took a route.
 func (n *naive) follow(e *entry, old held, route string) {
 	for _, o := range n.entries {
-		if o == e || old.end == 0 || o.held.end != old.end || o.name != route || !naivelyEnded(n, o) || o.lone {
+		if o == e || o.peer || old.end == 0 || o.held.end != old.end || o.name != route || !naivelyEnded(n, o) || o.lone {
 			continue
 		}
 		switch {

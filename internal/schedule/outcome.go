@@ -40,15 +40,16 @@ func (s *Schedule) Done(it *Item, o Outcome, now time.Time) {
 	s.tree.turns++
 	end := it.via
 	it.via, it.state, it.then = nil, Storing, Idle
-	if end == nil {
-		s.peekers--
-	} else {
+	switch {
+	case end != nil:
 		if it.counted {
 			end.host().visitors.calls--
 		}
 		s.tree.occupy(end, -1)
+	case !it.counted:
+		s.peekers--
 	}
-	if it.peer && o.Result == Deferred {
+	if it.counted && o.Result == Deferred {
 		it.seen.Store(visited) // for whom it was
 	}
 	if it.gone {

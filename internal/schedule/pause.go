@@ -47,7 +47,6 @@ const (
 // A pause is what is known of the failures of one node: of a host, a URL, or an authority at a URL.
 type pause struct {
 	state    pauseState
-	called   bool    // a peer was put off since
 	useless  bool    // it began because answers were of no use, not because there were none
 	window   int32   // while recovering
 	ceiling  int32   // of the window, while it doubles
@@ -96,13 +95,13 @@ func interval(outage int64) int64 {
 // staple, or soon will be.
 func comfortable(outage int64) int64 { return min(max(5*minute, outage/10), hour) }
 
-// opens returns when a pause lets the next request through.
-func (n *node) opens() int64 {
+// opens returns when a pause lets the next request through, if it is called, that is a peer's, or not.
+func (n *node) opens(called bool) int64 {
 	p := &n.pause
 	w := &n.waiting
 	bare := w[fresh] + w[unstapled] + w[patient]
 	at := p.failedAt + comfortable(p.lasted)
-	if bare+w[nearEnd] > 0 || p.called {
+	if called || bare+w[nearEnd] > 0 {
 		at = p.failedAt + int64(p.part*float64(interval(p.lasted)))
 	}
 	if n.level == caLevel && w[fresh] > 0 {
@@ -112,7 +111,7 @@ func (n *node) opens() int64 {
 		at = min(at, max(p.wanted, p.failedAt+minPause))
 	}
 	asked := p.until
-	if bare > 0 || p.called || *w == [classes]int32{} {
+	if called || bare > 0 || *w == [classes]int32{} {
 		asked = min(asked, p.failedAt+hour)
 	}
 	if n.queue.len() > 0 {
@@ -123,11 +122,11 @@ func (n *node) opens() int64 {
 	return max(at, asked)
 }
 
-// admits reports whether n may be asked now.
-func (n *node) admits(now int64) bool {
+// admits reports whether n may be asked now, about a peer or not.
+func (n *node) admits(now int64, called bool) bool {
 	switch n.pause.state {
 	case paused:
-		return n.inFlight == 0 && n.opens() <= now
+		return n.inFlight == 0 && n.opens(called) <= now
 	case recovering:
 		return n.inFlight < n.pause.window
 	}
@@ -170,7 +169,7 @@ func (t *tree) pause(n *node, began int64, useless bool, err error) {
 		p.window, p.ceiling, p.wanted = 0, t.share, 0
 	}
 	p.gap = min(2*p.gap, maxGap)
-	p.state, p.useless, p.called, p.err = paused, useless, false, err
+	p.state, p.useless, p.err = paused, useless, err
 	p.failures++
 	p.failedAt, p.failed = t.now, t.turns
 	p.lasted = max(began-p.since, 0)
@@ -182,7 +181,6 @@ func (t *tree) pause(n *node, began int64, useless bool, err error) {
 	if begins {
 		h := n.host()
 		h.visitors.untold = slices.DeleteFunc(h.visitors.untold, t.tell)
-		t.fallen = append(t.fallen, h)
 	}
 }
 

@@ -10,15 +10,16 @@ import (
 
 // Peers are certificates that nobody here serves: somebody comes with one, and is waited for. They stand in queues of
 // their own, host by host, beside those of the tree, so that whoever makes many of them keeps nobody else from their
-// turn: they have half of the workers at most and one host half of these, and come after the first rounds of others,
-// those without a staple, and those near their end. They never wait for the end of a pause, and nobody is asked about
-// one that has not come again since it was asked about last: it is asleep then, until it comes.
+// turn: they have half of the workers at most, in turns with others if there is one, and one host half of these. They come
+// after the first rounds of others, those without a staple, and those near their end. None of them waits for the end of a
+// pause, but one that comes when the pause lets a request through may have it. And nobody is asked about one that has not
+// come again since it was asked about last: it sleeps then, until it comes.
 
 // What is known of the visits of a peer since it was asked about last.
 const (
 	unseen int32 = iota
 	visited
-	asleep // and it was due
+	asleep // it was due since, or put off
 )
 
 // A visits tells whether a peer has come. It may be used by several goroutines at a time.
@@ -38,35 +39,34 @@ func (s *Schedule) SetPeer(it *Item, peer bool, now time.Time) {
 	if it.peer == peer {
 		return
 	}
-	waits := it.state == Waiting || it.state == Following
-	if it.route != nil && !it.gone {
-		s.withdraw(it)
-	}
 	it.peer = peer
+	if it.gone || it.route == nil || it.queued == inAsked {
+		return
+	}
+	due := it.state == Waiting || it.state == Following || it.dormant
+	s.withdraw(it)
 	switch {
-	case it.gone, it.route == nil:
-	case waits && (it.forced || !peer):
-		s.comeDue(it)
-	case waits:
+	case due && peer:
 		s.doze(it)
+	case due:
+		s.comeDue(it)
 	case it.state == Storing && it.then == Following:
 		it.then = Waiting
-	case !peer && it.dormant:
-		s.Wake(it, now)
 	}
+	s.watch(it)
 }
 
-// Wake makes a peer that slept due if that is time.
+// Wake makes a peer that slept due.
 func (s *Schedule) Wake(it *Item, now time.Time) {
 	s.tree.now = wall.MicroOf(now)
-	if it.dormant && !it.gone {
+	if it.dormant {
 		s.comeDue(it)
 	}
 }
 
 // doze makes a peer that is due sleep, unless it has come again.
 func (s *Schedule) doze(it *Item) {
-	if !it.seen.CompareAndSwap(unseen, asleep) && it.seen.Load() == visited {
+	if it.seen.CompareAndSwap(unseen, asleep); it.seen.Load() == visited {
 		s.comeDue(it)
 		return
 	}
@@ -74,34 +74,38 @@ func (s *Schedule) doze(it *Item) {
 	s.watch(it)
 }
 
-// call puts a peer among those that wait at its host, or puts it off if what it needs pauses.
-func (s *Schedule) call(it *Item) {
-	if it.opening(s.tree.now) == nil && it.route.blocks() != nil && (!s.peeks || it.peeked) {
-		s.putOff(it, true)
-		return
-	}
-	it.queued = inPeers
+// call puts it among the peers that wait at its host.
+func (t *tree) call(it *Item) {
+	t.turns++
+	it.class, it.turn = fresh, t.turns
 	h := it.route.ends[0].host()
-	if h.visitors.peers = append(h.visitors.peers, it); len(h.visitors.peers) == 1 {
-		s.tree.callers = append(s.tree.callers, h)
+	if h.visitors.peers.put(it, byClass); len(h.visitors.peers) == 1 {
+		t.callers = append(t.callers, h)
 	}
-	s.watch(it)
 }
 
-// putOff ends a round of a peer before it began, since what it needs pauses; and tells of it, if that is news.
-func (s *Schedule) putOff(it *Item, tell bool) {
-	it.state, it.queued = Idle, notQueued
-	it.toldFirst, it.peeked = true, false
-	for _, end := range it.route.ends {
-		for n := end.parent; n != nil; n = n.parent {
-			n.pause.called = n.pause.called || n.pause.state == paused
-		}
+func (t *tree) uncall(it *Item) {
+	h := it.route.ends[0].host()
+	if h.visitors.peers.drop(it, byClass); len(h.visitors.peers) == 0 {
+		t.callers = slices.DeleteFunc(t.callers, func(o *node) bool { return o == h })
 	}
-	if by := it.route.blocks(); tell && by != nil {
-		s.notices = append(s.notices, Notice{it, Paused, by.pause.err})
+}
+
+// barred reports whether a peer is to be put off, since what it needs pauses, and lets nobody through now.
+func (s *Schedule) barred(it *Item) bool {
+	return it.opening(s.tree.now) == nil && it.route.blocks() != nil && (!s.peeks || it.peeked)
+}
+
+// putOff ends a round of a peer before it began, since what it needs pauses, and tells of it if nobody knows yet.
+func (s *Schedule) putOff(it *Item, tell bool) {
+	it.state, it.toldFirst, it.peeked = Idle, true, false
+	if tell {
+		s.notices = append(s.notices, Notice{it, Paused, it.route.blocks().pause.err})
 	}
 	h := &it.held
-	if !h.current(s.tree.now) && !h.revoked { // whoever comes next starts it
+	if !h.current(s.tree.now) && !h.revoked {
+		it.seen.Store(asleep) // whoever waited for it is told
+		it.dormant = true
 		s.watch(it)
 		return
 	}
@@ -109,104 +113,68 @@ func (s *Schedule) putOff(it *Item, tell bool) {
 	s.schedule(it, it.clip(max(it.route.opens(), s.tree.now)+minPause+s.tree.rand.jitter(wait), s.tree.now))
 }
 
-// dismiss puts the peers off that wait where a pause has just begun.
+// dismiss puts peers off that wait where a pause lets nobody through any more.
 func (s *Schedule) dismiss() {
-	for _, h := range s.tree.fallen {
-		h.visitors.peers = slices.DeleteFunc(h.visitors.peers, func(it *Item) bool {
-			if it.queued != inPeers || it.opening(s.tree.now) != nil || it.route.blocks() == nil || s.peeks && !it.peeked {
-				return false
+	for _, n := range s.tree.shut {
+		for _, it := range slices.Clone(n.host().visitors.peers) {
+			if s.barred(it) {
+				s.withdraw(it)
+				s.putOff(it, true)
 			}
-			s.putOff(it, true)
-			return true
-		})
-		if len(h.visitors.peers) == 0 {
-			s.tree.callers = slices.DeleteFunc(s.tree.callers, func(o *node) bool { return o == h })
 		}
 	}
-	s.tree.fallen = nil
+	s.tree.shut = nil
 }
 
 // opening returns an end of its route that a peer may be asked about at now, or nil.
 func (it *Item) opening(now int64) *node {
 	for _, end := range it.route.ends {
-		if end.open(now) {
+		n := end.parent
+		for n != nil && n.admits(now, true) {
+			n = n.parent
+		}
+		if n == nil {
 			return end
 		}
 	}
 	return nil
 }
 
-// open reports whether all that is above n may be asked.
-func (n *node) open(now int64) bool {
-	for n = n.parent; n != nil; n = n.parent {
-		if !n.admits(now) {
-			return false
-		}
-	}
-	return true
-}
-
-// urgent reports whether one that is served is to go before all peers.
-func (t *tree) urgent() bool {
-	for _, q := range []*queue[*node]{&t.hosts, &t.full} {
-		if q.len() > 0 && q[byClass][0].class <= nearEnd {
-			return true
-		}
-	}
-	return false
-}
-
 // nextPeer returns which peer's turn it is, and at which end of its route, or nil. Without an end, it is to be looked for
 // in the cache alone.
 func (s *Schedule) nextPeer() (*Item, *node) {
 	t := &s.tree
-	if t.calls >= t.share {
+	if len(t.callers) == 0 || t.calls >= t.share {
 		return nil, nil
 	}
-	for i := 0; i < len(t.callers); { // past those at their limit, and there are as many workers at least as of these
-		h := t.callers[i]
-		it, end := s.nextAt(h)
-		if len(h.visitors.peers) == 0 {
-			t.callers = append(t.callers[:i], t.callers[i+1:]...)
-		} else if it != nil {
-			t.callers = append(append(t.callers[:i], t.callers[i+1:]...), h)
-		} else {
-			i++
+	for _, q := range []*queue[*node]{&t.hosts, &t.full} { // what is served, and is to go before all peers
+		if q.len() > 0 && (q[byClass][0].class <= nearEnd || t.called && s.workers == 1) {
+			return nil, nil
 		}
-		if it != nil {
+	}
+	for i := 0; i < len(t.callers); { // past those that have all they may
+		h := t.callers[i]
+		it := h.visitors.peers[0]
+		end := it.opening(t.now)
+		switch {
+		case s.barred(it):
+			s.withdraw(it)
+			s.putOff(it, true)
+		case end != nil && end.host().mayCall(t.share), end == nil && it.route.blocks() != nil:
+			t.uncall(it)
+			if len(h.visitors.peers) > 0 {
+				t.callers = append(slices.Delete(t.callers, i, i+1), h)
+			}
+			it.peeked = it.peeked || end == nil
 			return it, end
+		default:
+			i++
 		}
 	}
 	return nil, nil
 }
 
-// nextAt returns which peer's turn it is at h, and where, or nil.
-func (s *Schedule) nextAt(h *node) (*Item, *node) {
-	t, v := &s.tree, h.visitors
-	for len(v.peers) > 0 {
-		it := v.peers[0]
-		if it.queued == inPeers && !it.gone && it.route.ends[0].host() == h {
-			end := it.opening(t.now)
-			switch {
-			case end != nil:
-				if at := end.host(); at.inFlight >= t.share || at.visitors.calls >= max(t.share/2, 1) {
-					return nil, nil
-				}
-			case it.route.blocks() == nil:
-				return nil, nil // it recovers, and others are in flight
-			case s.peeks && !it.peeked:
-				it.peeked = true
-				s.peekers++
-			default:
-				v.peers[0], v.peers = nil, v.peers[1:]
-				s.putOff(it, true)
-				continue
-			}
-			v.peers[0], v.peers = nil, v.peers[1:]
-			return it, end
-		}
-		v.peers[0], v.peers = nil, v.peers[1:] // it has been withdrawn
-	}
-	v.peers = nil
-	return nil, nil
+// mayCall reports whether h has room for one more request about a peer.
+func (h *node) mayCall(share int32) bool {
+	return h.inFlight < share && h.visitors.calls < max(share/2, 1)
 }

@@ -23,11 +23,12 @@
 //	 │                        └──┴───────────── Working ──► Storing ────┘
 //	 └──────────────────────────────────────────── (Done)     (Free)
 //
-// Refresh makes any of them Waiting, before all others and past every pause.
+// Refresh makes any of them Waiting, before all others and past every pause. A peer sleeps, Idle, when it is due, until it
+// comes, and does not wait for the end of a pause: see peers.go.
 //
 // Which of those that wait is next: what was never asked about, then what has lost its staple, then what is in
-// the last quarter of it, then the rest, then what has no staple and failed three times, and host by host among
-// equals. Who is at fault for a failure pauses
+// the last quarter of it, then peers, then the rest, then what has no staple and failed three times, and host by
+// host among equals. Who is at fault for a failure pauses
 // (host, URL, or authority at a URL), and it is a tree of these that the items wait in: see tree and pause. When
 // an item is due is in plan.go.
 package schedule
@@ -117,10 +118,12 @@ func (s *Schedule) Start(it *Item, now time.Time) {
 	case it.gone:
 	case it.state == Idle, it.state == Scheduled:
 		it.over, it.toldFirst = false, false
+		it.seen.Store(visited)
 		s.part(it)
 		s.comeDue(it)
 	case it.state == Storing && it.then == Idle:
 		it.over, it.toldFirst = false, false
+		it.seen.Store(visited)
 		it.then, it.due = Scheduled, s.tree.now
 		s.watch(it)
 	}
@@ -165,8 +168,7 @@ func (s *Schedule) Hold(it *Item, h Held, now time.Time) {
 	}
 	switch it.state {
 	case Idle, Scheduled, Following, Waiting:
-		it.dormant = false
-		if it.forced || it.over || it.state == Idle && it.toldFirst && !it.peer {
+		if it.forced || it.over || it.state == Idle && it.toldFirst && !it.dormant {
 			break // it waits for what Refresh asked for, or nobody is asked any more
 		}
 		s.withdraw(it)
@@ -233,7 +235,7 @@ func (s *Schedule) look(it *Item) {
 		kind := StapleEnding
 		if h.stage == moments {
 			kind = StapleEnded
-			if it.state != Idle && !it.over && !h.revoked {
+			if it.state != Idle && !it.over && !h.revoked && !it.peer {
 				s.tree.ended(it.route)
 			}
 		}
@@ -246,7 +248,7 @@ func (s *Schedule) look(it *Item) {
 		}
 	}
 	switch {
-	case now >= it.expires && !it.over && it.state != Idle:
+	case now >= it.expires && !it.over && (it.state != Idle || it.dormant):
 		it.over = true
 		s.notices = append(s.notices, Notice{Item: it, Kind: Expired})
 		if it.state != Working {
@@ -270,7 +272,7 @@ func (s *Schedule) watch(it *Item) {
 	if h.end > 0 && h.stage < moments {
 		at = h.moment(h.stage)
 	}
-	if it.state != Idle && !it.over {
+	if (it.state != Idle || it.dormant) && !it.over {
 		at = min(at, it.expires)
 	}
 	if it.state == Scheduled {
@@ -299,9 +301,12 @@ func (s *Schedule) comeDue(it *Item) {
 	case it.forced:
 		it.queued = inAsked
 		s.tree.ask(it)
-	case it.peer:
-		s.call(it)
+	case it.peer && s.barred(it):
+		s.putOff(it, true)
 		return
+	case it.peer:
+		it.queued = inPeers
+		s.tree.call(it)
 	case it.cohort == nil && it.held.end > 0 && !it.held.current(s.tree.now) && !it.held.revoked && !s.tree.join(it):
 		it.state = Following
 		s.tree.await(it)
@@ -335,15 +340,18 @@ func (s *Schedule) withdraw(it *Item) {
 		s.tree.drop(it)
 	case inAsked:
 		s.tree.unask(it)
+	case inPeers:
+		s.tree.uncall(it)
 	}
 	it.queued = notQueued
-	it.waits = 0
+	it.waits, it.dormant = 0, false
 	s.part(it)
 }
 
 // Next returns what a free worker is to do now; Nothing if there is no free worker, or nothing to do.
 func (s *Schedule) Next(now time.Time) (*Item, Task) {
 	s.tree.now = wall.MicroOf(now)
+	s.dismiss()
 	if s.working >= s.workers {
 		return nil, Nothing
 	}
@@ -357,7 +365,7 @@ func (s *Schedule) Next(now time.Time) (*Item, Task) {
 		}
 		s.peeking = s.peeking[1:]
 	}
-	if it == nil && !s.tree.urgent() {
+	if it == nil {
 		if it, end = s.nextPeer(); it != nil && end == nil {
 			task = Peek
 		}
@@ -368,7 +376,8 @@ func (s *Schedule) Next(now time.Time) (*Item, Task) {
 		}
 	}
 	it.state, it.queued, it.via, it.waits = Working, notQueued, end, 0
-	if it.counted = it.peer; it.counted {
+	it.counted, s.tree.called = it.peer, it.peer
+	if it.counted {
 		s.tree.calls++
 		it.seen.Store(unseen)
 	}
@@ -381,6 +390,7 @@ func (s *Schedule) Next(now time.Time) (*Item, Task) {
 	it.began, it.passed = start{s.tree.now, s.tree.turns}, it.forced
 	s.working++
 	s.watch(it)
+	s.dismiss()
 	return it, task
 }
 

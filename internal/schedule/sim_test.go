@@ -50,6 +50,8 @@ type sim struct {
 	storing []*Item
 	tasks   map[*Item]Task
 	forever map[*Item]bool // nobody is to be asked about it: Idle for good
+	wakes   []*Item        // that are to be woken
+	peers   int            // every so manieth is one; 0: none is
 	weather map[Source]Fault
 	naive   *naive
 	log     []string
@@ -66,6 +68,7 @@ func newSim(c choices, seed uint64) *sim {
 	workers, peeks := []int{1, 2, 3, 5, 16}[c.upTo(5)], c.upTo(3) == 0
 	m.Schedule = New(workers, rand.New(rand.NewPCG(seed, 1)).Int64N, peeks)
 	m.naive = newNaive(m.Schedule, peeks)
+	m.peers = []int{0, 1, 2, 2, 5}[c.upTo(5)]
 	m.note("%d workers, they peek: %v", workers, peeks)
 	return m
 }
@@ -156,7 +159,7 @@ func (m *sim) operate() {
 		}
 		return of[m.upTo(len(of))]
 	}
-	switch m.upTo(24) {
+	switch m.upTo(28) {
 	case 0, 1:
 		if len(m.items) < 24 {
 			m.add()
@@ -221,6 +224,19 @@ func (m *sim) operate() {
 			m.now = max(m.now+[]int64{-5 * day, -day, -hour, -minute, -6 * second, 6 * second, minute, hour, day, 5 * day}[m.upTo(10)], second)
 			m.do(func() { m.Step(slices.Values(m.items), m.at()) }, (*naive).step, "the clock is set")
 		}
+	case 24, 25:
+		if it := one(m.items); it != nil && m.peers > 0 {
+			m.visit(it)
+		}
+	case 26:
+		for _, it := range m.wakes {
+			m.wake(it)
+		}
+		m.wakes = nil
+	case 27:
+		if it := one(m.items); it != nil && m.peers > 0 {
+			m.setPeer(it, m.upTo(2) == 0)
+		}
 	case 23:
 		scope := Source{Host: fmt.Sprint("h", m.upTo(3))}
 		m.weather[scope] = Fault(m.upTo(int(Host) + 2))
@@ -243,10 +259,15 @@ func (m *sim) add() {
 	}
 	ca := fmt.Sprint("ca", m.upTo(3))
 	expires := m.now + []int64{hour, 10 * day, 1000 * day, 1000 * day, 1000 * day}[m.upTo(5)]
+	peer := m.peers > 0 && m.upTo(m.peers) == 0
+	it.peer = peer && m.upTo(2) == 0
 	m.items = append(m.items, it)
 	m.all = append(m.all, it)
 	m.do(func() { m.Add(it, ca, at, time.UnixMicro(expires)) }, func(n *naive) { n.add(it, ca, at, expires) },
 		"Add %d %s %v, expires in %v", m.number(it), ca, at, time.Duration(expires-m.now)*time.Microsecond)
+	if peer {
+		m.setPeer(it, true)
+	}
 	switch m.upTo(8) {
 	case 0: // left alone
 	case 1:
@@ -260,6 +281,28 @@ func (m *sim) add() {
 func (m *sim) start(it *Item) {
 	delete(m.forever, it)
 	m.do(func() { m.Start(it, m.at()) }, func(n *naive) { n.start(n.of(it)) }, "Start %d", m.number(it))
+}
+
+func (m *sim) setPeer(it *Item, peer bool) {
+	m.do(func() { m.SetPeer(it, peer, m.at()) }, func(n *naive) { n.setPeer(n.of(it), peer) }, "SetPeer %d %v", m.number(it), peer)
+}
+
+// visit is somebody who comes, and who wakes it if that is to be, at once or later.
+func (m *sim) visit(it *Item) {
+	wake := false
+	m.do(func() { wake = it.Visit() }, func(n *naive) { n.visit(n.of(it), wake) }, "Visit %d", m.number(it))
+	switch {
+	case wake && m.upTo(4) > 0:
+		m.wake(it)
+	case wake:
+		m.wakes = append(m.wakes, it)
+	}
+}
+
+func (m *sim) wake(it *Item) {
+	if !it.gone {
+		m.do(func() { m.Wake(it, m.at()) }, func(n *naive) { n.wake(n.of(it)) }, "Wake %d", m.number(it))
+	}
 }
 
 func (m *sim) remove(it *Item) {
@@ -308,7 +351,12 @@ func (m *sim) done(it *Item, o Outcome) {
 		o.CA = fmt.Sprint("ca", m.naive.op/4%3)
 	}
 	inCohort := it.cohort != nil
-	m.do(func() { m.Done(it, o, m.at()) }, func(n *naive) { n.done(n.of(it), o, inCohort) }, "Done %d: %s", m.number(it), brief(o))
+	m.do(func() { m.Done(it, o, m.at()) }, func(n *naive) {
+		n.done(n.of(it), o, inCohort)
+		if o.Result == Failed && o.Asked && !it.gone {
+			n.dismiss(nil)
+		}
+	}, "Done %d: %s", m.number(it), brief(o))
 }
 
 func (m *sim) free(it *Item) {
@@ -395,6 +443,9 @@ func (m *sim) heal() {
 	for len(m.storing) > 0 {
 		m.free(m.storing[0])
 	}
+	for _, it := range m.items {
+		m.visit(it)
+	}
 	end := m.now + 5*hour
 	for looks := 0; m.err == nil && m.now <= end; looks++ {
 		m.look()
@@ -409,14 +460,28 @@ func (m *sim) heal() {
 			h := Held{ThisUpdate: m.at(), Until: time.UnixMicro(m.now + 7*day), End: time.UnixMicro(min(m.now+7*day, it.expires))}
 			m.done(it, Outcome{Result: Newer, Asked: m.tasks[it] == Ask, Held: h})
 			m.free(it)
-		} else if at := m.When(); !at.IsZero() {
-			m.now = max(at.UnixMicro(), m.now)
-		} else {
-			break
+			continue
+		}
+		next, comes := end+1, false
+		if at := m.When(); !at.IsZero() {
+			next = min(at.UnixMicro(), next)
+		}
+		for _, it := range m.items { // those that were put off come again
+			comes = comes || it.dormant && !it.held.current(m.now)
+		}
+		if comes {
+			next = min(next, m.now+minute)
+		}
+		m.now = max(m.now, next)
+		for _, it := range m.items {
+			if comes && it.dormant && !it.held.current(m.now) {
+				m.visit(it)
+				m.wake(it)
+			}
 		}
 	}
 	for _, it := range m.items {
-		if h := &it.held; !m.forever[it] && it.expires > m.now && (h.end <= m.now || it.state != Scheduled && it.state != Waiting) && m.err == nil {
+		if h := &it.held; !m.forever[it] && it.expires > m.now && (h.end <= m.now || it.state != Scheduled && it.state != Waiting && !it.dormant) && m.err == nil {
 			m.err = fmt.Errorf("item %d has no staple, and is %v", m.number(it), it.state)
 		}
 	}
@@ -425,6 +490,9 @@ func (m *sim) heal() {
 	}
 	m.now += hour + 1
 	m.look()
+	if m.err == nil && (m.tree.calls > 0 || len(m.tree.callers) > 0) {
+		m.err = errors.New("peers are left")
+	}
 	if n, r := len(m.tree.nodes), len(m.tree.routes); n+r > 0 && m.err == nil {
 		m.err = fmt.Errorf("%d nodes and %d routes are left", n, r)
 	}

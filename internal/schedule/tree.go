@@ -19,7 +19,8 @@ type tree struct {
 	asked   []*node     // hosts about whose certificates Refresh asks, the next first
 	callers []*node     // hosts about whose peers somebody waits to ask, the next first
 	calls   int32       // workers of peers
-	fallen  []*node     // hosts where a pause has begun just now
+	called  bool        // whoever was asked about last is one
+	shut    []*node     // whose pause may just have shut peers out that wait
 	alarms  heap[*node] // when a pause lets somebody through
 	told    []Notice    // of first rounds that a pause has ended
 }
@@ -56,11 +57,11 @@ type node struct {
 
 // visitors are those who come to a host otherwise than through the queues.
 type visitors struct {
-	asked  []*Item // by Refresh, the first first
-	peers  []*Item // the first first, and some that have left
-	calls  int32   // requests about peers in flight
-	untold []*Item // those beneath that wait for their first round, and some that did
-	swept  int     // how many were left when the others were taken out
+	asked  []*Item     // by Refresh, the first first
+	peers  heap[*Item] // that wait
+	calls  int32       // requests about peers in flight
+	untold []*Item     // those beneath that wait for their first round, and some that did
+	swept  int         // how many were left when the others were taken out
 }
 
 // A route is what certificates of one authority have in common if they name the same URLs.
@@ -185,7 +186,7 @@ func (t *tree) settle(n *node) {
 		switch {
 		case n.level == routeLevel && n.route.items.len() > 0:
 			n.route.items.lead(&n.rank)
-		case n.level != routeLevel && n.queue.len() > 0 && n.admits(t.now):
+		case n.level != routeLevel && n.queue.len() > 0 && n.admits(t.now, false):
 			n.queue.lead(&n.rank)
 			if n.pause.state == paused && n.pause.failures >= patience {
 				n.class = patient
@@ -201,6 +202,9 @@ func (t *tree) settle(n *node) {
 		}
 		if n.level != routeLevel {
 			t.watch(n)
+			if n.pause.state == paused && len(t.callers) > 0 && !n.admits(t.now, true) {
+				t.shut = append(t.shut, n)
+			}
 		}
 	}
 }
@@ -218,7 +222,7 @@ func (n *node) above(t *tree) *queue[*node] {
 
 // watch sees to it that somebody looks when the pause of n lets a request through, and forgets n if nothing is beneath it.
 func (t *tree) watch(n *node) {
-	idle := n.pause.state != paused || n.opens() <= t.now
+	idle := n.pause.state != paused || n.opens(false) <= t.now
 	switch {
 	case n.kids == 0 && n.inFlight == 0 && idle:
 		t.alarms.drop(n, byTime)
@@ -231,7 +235,7 @@ func (t *tree) watch(n *node) {
 	case idle, n.inFlight > 0, n.kids > 0 && n.waiting == [classes]int32{}:
 		t.alarms.drop(n, byTime)
 	default:
-		n.at = n.opens()
+		n.at = n.opens(false)
 		t.alarms.put(n, byTime)
 	}
 }
@@ -339,7 +343,7 @@ func (r *route) opens() int64 {
 		last := int64(0)
 		for n := end.parent; n != nil; n = n.parent {
 			if n.pause.state == paused {
-				last = max(last, n.opens())
+				last = max(last, n.opens(false))
 			}
 		}
 		first = min(first, last)
