@@ -41,10 +41,11 @@ const (
 //	}
 //
 // Of each certificate of a peer's chain but the trust anchor, the responder that it names is asked, once for however many
-// connections wait for that. The answer is held until it ends, stored in Stapler.Cache, and asked for again in
-// the background at half of its validity, four days after its thisUpdate at the latest, if the peer has come again
-// since the last time: whoever comes often waits once. So a revocation is noticed that much later at most. To
-// notice it sooner set MaxResponseAge, or have the CA's responses end sooner.
+// connections wait for that. The answer is held until it ends, stored in Stapler.Cache, and asked for again
+// at half of its validity, four days after its thisUpdate at the latest: in the background if the peer has come again
+// since the last time, so that whoever comes often waits once, and when it comes next otherwise. So a revocation is noticed
+// that much later at most, unless nobody answers. To notice it sooner set MaxResponseAge, or have the CA's responses end
+// sooner.
 //
 // A certificate about which nobody can be asked passes, since it names no responder. One about which nobody answers,
 // or "unknown", is refused with [ErrUnanswered], unless FailOpen is set. One that is revoked is refused with [ErrRevoked],
@@ -197,7 +198,7 @@ func (c *Checker) Check(ctx context.Context, chain []*x509.Certificate) error {
 // linked reports whether issuer is known as cert's.
 func (k *checking) linked(cert, issuer *x509.Certificate) bool {
 	s, _ := k.table.Find(cert.Raw, nil, time.Now())
-	return s != nil && bytes.Equal(s.Handle.chain()[1], issuer.Raw)
+	return s != nil && s.Handle.entry().issuerKnown.Load() && bytes.Equal(s.Handle.entry().issuer.Raw, issuer.Raw)
 }
 
 // An inquiry is one connection, or Check.
@@ -273,9 +274,12 @@ func (q *inquiry) judge(chain []*x509.Certificate, open *[]question) (v verdict)
 		last = 1
 	}
 	for i, cert := range chain[:last] {
-		e, err := q.meet(cert, chain[i+1], q.maxAge)
+		e, err := q.meet(cert, chain[i+1])
 		if err != nil {
 			return verdict{err: err}
+		}
+		if open != nil {
+			q.visited(e)
 		}
 		if i == 0 {
 			v.of = e.tally
@@ -289,7 +293,8 @@ func (q *inquiry) judge(chain []*x509.Certificate, open *[]question) (v verdict)
 		switch r, known := q.known(e); {
 		case known && r != nobody && r.Revoked:
 			return verdict{err: revokedError(e.leaf, r)}
-		case known, stapled:
+		case stapled:
+		case known && (open == nil || r == nobody || !e.asking.Load()):
 		case open != nil:
 			if round, wait := q.ask(e); wait {
 				*open = append(*open, question{e, round})
@@ -364,8 +369,7 @@ func (q *inquiry) await(ctx context.Context, open []question) {
 	defer cancel()
 	for _, o := range open {
 		err := q.engine.await(limited, o.entry, func() bool {
-			_, known := q.known(o.entry)
-			return known || o.rounds >= o.round || o.gone || q.engine.closed
+			return o.rounds >= o.round || o.gone || q.engine.closed
 		})
 		if err != nil {
 			q.ended = ctx.Err()
@@ -405,14 +409,6 @@ func revokedError(leaf *x509.Certificate, r *response) error {
 		return fmt.Errorf("staple: %s: %w", name.Of(leaf), ErrRevoked)
 	}
 	return fmt.Errorf("staple: %s: at %s, %s: %w", name.Of(leaf), name.Time(said.RevokedAt), name.Reason(said.Reason), ErrRevoked)
-}
-
-// newPeer returns the handle to a peer's certificate, which shows no staple.
-func newPeer(e *entry, leaf, issuer *x509.Certificate) *Certificate {
-	c := new(Certificate)
-	c.slot.Of = e
-	c.slot.Put(&tls.Certificate{Certificate: [][]byte{leaf.Raw, issuer.Raw}, Leaf: leaf})
-	return c
 }
 
 // keyOf is by what the engine knows a certificate.

@@ -42,6 +42,7 @@ type entry struct {
 	askable     atomic.Bool // there is somebody to ask, as far as is known
 
 	answer atomic.Pointer[response] // of a peer: what is held; see nobody
+	asking atomic.Bool              // of a peer: somebody waits for the round that is to come or under way
 	maxAge atomic.Int64             // of a peer: what is older does not count, by thisUpdate, in microseconds; 0: any counts
 	tally  *tally                   // of a peer: its authority's
 
@@ -146,8 +147,10 @@ func (e *entry) candidates() (all []*x509.Certificate, broken []error) {
 func (e *entry) setIssuer(issuer *x509.Certificate) {
 	e.engine.mu.Lock()
 	defer e.engine.mu.Unlock()
-	e.issuer = issuer
-	e.issuerKnown.Store(true)
+	if e.issuer == nil { // once it is known, it is read without the lock
+		e.issuer = issuer
+		e.issuerKnown.Store(true)
+	}
 }
 
 // judge has the Verifier judge answer. It returns what to staple of it, too: the Raw of the result, if the Verifier
@@ -399,6 +402,7 @@ func (e *entry) conclude(o outcome) {
 	g.schedule.Done(&e.item, done, now)
 	e.settled, e.ended = true, wall.MicroOf(now)
 	e.rounds++
+	e.asking.Store(false)
 	g.peers.show(e)
 	if kind != 0 {
 		g.notices.emit(e, o.event(kind))
@@ -419,6 +423,7 @@ func (e *entry) noted(n schedule.Notice) {
 		g.peers.expired(e)
 	case schedule.Paused:
 		e.rounds++
+		e.asking.Store(false)
 		e.changed.broadcast()
 		if e.settled && len(e.handles) > 0 {
 			return
@@ -436,6 +441,7 @@ func (e *entry) rest(err error) {
 	g := e.engine
 	e.err, e.final, e.settled, e.forced, e.failures = err, true, true, false, 0
 	e.rounds++
+	e.asking.Store(false)
 	e.askable.Store(false)
 	if g.storage.cache != nil && errors.Is(err, errExpired) {
 		e.stored = false

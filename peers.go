@@ -2,6 +2,7 @@ package staple
 
 import (
 	"cmp"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -26,6 +27,9 @@ func (s *Stapler) Peers() iter.Seq[*Certificate] {
 	g := s.start()
 	return func(yield func(*Certificate) bool) {
 		for _, c := range g.peers.table.All() {
+			g.mu.Lock()
+			c.dress()
+			g.mu.Unlock()
 			if !yield(c) {
 				return
 			}
@@ -118,8 +122,8 @@ func newChecking(c *Checker) *checking {
 	return k
 }
 
-// meet returns what is known of a peer's certificate, which is remembered from now on, and notes that it has come.
-func (p *peers) meet(cert, issuer *x509.Certificate, maxAge int64) (*entry, error) {
+// meet returns what is known of a peer's certificate, which is remembered from now on.
+func (p *peers) meet(cert, issuer *x509.Certificate) (*entry, error) {
 	now := time.Now()
 	s, _ := p.table.Find(cert.Raw, nil, now)
 	if s == nil {
@@ -134,11 +138,17 @@ func (p *peers) meet(cert, issuer *x509.Certificate, maxAge int64) (*entry, erro
 			p.engine.mu.Unlock()
 		}
 	}
-	e := s.Handle.entry()
-	if wake := e.item.Visit(); wake || maxAge > 0 {
-		p.stir(e, wake, maxAge)
+	return s.Handle.entry(), nil
+}
+
+// visited notes that a peer has come.
+func (k *checking) visited(e *entry) {
+	if e.item.Asleep() {
+		e.asking.Store(true) // before the others of this moment look
 	}
-	return e, nil
+	if wake := e.item.Visit(); wake || k.maxAge > 0 {
+		k.stir(e, wake, k.maxAge)
+	}
 }
 
 // remember makes a certificate that of a peer.
@@ -164,7 +174,8 @@ func (p *peers) remember(cert, issuer *x509.Certificate) (*Certificate, error) {
 		e.issuerKnown.Store(true)
 	}
 	if e.peer == nil {
-		e.peer = newPeer(e, cert, issuer)
+		e.peer = new(Certificate)
+		e.peer.slot.Of = e
 		e.tally = p.tallyOf(issuer)
 		if len(e.handles) == 0 && !g.closed {
 			if err := unanswerable(cert, wall.Now()); err != nil {
@@ -176,6 +187,13 @@ func (p *peers) remember(cert, issuer *x509.Certificate) (*Certificate, error) {
 		p.show(e)
 	}
 	return e.peer, nil
+}
+
+// dress makes c, a peer's handle that is to be given to somebody, show its certificate, with engine.mu held.
+func (c *Certificate) dress() {
+	if e := c.entry(); c.slot.Shown() == nil {
+		c.slot.Put(&tls.Certificate{Certificate: [][]byte{e.leaf.Raw, e.issuer.Raw}, Leaf: e.leaf})
+	}
 }
 
 // tallyOf returns the tally of a CA, with engine.mu held.
@@ -235,7 +253,7 @@ func (k *checking) ask(e *entry) (target uint32, wait bool) {
 	tooOld := k.maxAge > 0 && e.known.Held() != nil && e.known.Held().Current(wall.MicroOf(now))
 	ago := wall.MicroOf(now) - e.ended
 	switch {
-	case known, e.gone, g.closed:
+	case known && !e.asking.Load(), e.gone, g.closed:
 		return 0, false
 	case e.final:
 		k.show(e) // its response may have ended since
@@ -246,6 +264,7 @@ func (k *checking) ask(e *entry) (target uint32, wait bool) {
 		return 0, false
 	}
 	target = e.rounds + 1
+	e.asking.Store(true)
 	g.schedule.Start(&e.item, now)
 	g.driver.run()
 	return target, e.rounds < target
@@ -360,6 +379,7 @@ func (p *peers) tell(e *entry, ev Event) {
 		return
 	}
 	ev.Certificate = e.peer
+	e.peer.dress()
 	ev.Status = e.peer.status()
 	for _, k := range p.checkers {
 		k.events.add(ev, ev.Kind.importance())

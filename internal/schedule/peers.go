@@ -25,6 +25,9 @@ const (
 // A visits tells whether a peer has come. It may be used by several goroutines at a time.
 type visits struct{ seen atomic.Int32 }
 
+// Asleep reports whether Visit would have it woken.
+func (v *visits) Asleep() bool { return v.seen.Load() == asleep }
+
 // Visit notes that the peer has come, and reports whether it is to be woken: see [Schedule.Wake].
 func (v *visits) Visit() (wake bool) {
 	return v.seen.Load() != visited && v.seen.Swap(visited) == asleep

@@ -374,3 +374,40 @@ func TestSightingsOfManyAtOnce(t *testing.T) {
 	require.Len(t, table.Disown([]*Owner{kept}), n)
 	requireWhole(t, &table, 0)
 }
+
+func TestThoseThatStayDoSoHoweverManyComeAndHoweverLongTheyDoNot(t *testing.T) {
+	var table Table[int]
+	start := time.Now()
+	der := func(i int) []byte { return binary.BigEndian.AppendUint32(make([]byte, 0, 4), uint32(i)) }
+	key := func(i int) [sha256.Size]byte { return sha256.Sum256(der(i)) }
+	handles := make([]int, Most+3)
+	put := func(i int) *int {
+		_, out := table.Put(der(i), &handles[i], nil, start)
+		return out
+	}
+	for i := range 2 {
+		require.Nil(t, put(i))
+		table.Stay(key(i), true)
+	}
+	table.Stay(key(Most), true) // nobody knows it
+	for i := 2; i < Most; i++ {
+		require.Nil(t, put(i))
+	}
+	require.Equal(t, Most, table.Len())
+	require.Equal(t, &handles[2], put(Most), "the first that does not stay")
+	require.Len(t, table.All(), Most)
+
+	s, copied := table.Find(der(0), nil, start)
+	require.NotNil(t, s)
+	require.True(t, copied)
+	gone := table.Forget(start.Add(Span))
+	require.Len(t, gone, Most-2)
+	require.ElementsMatch(t, []*int{&handles[0], &handles[1]}, table.All())
+
+	table.Stay(key(1), false)
+	table.Stay(key(1), false)
+	require.Len(t, table.Forget(start.Add(Span)), 1)
+	table.Remove(key(0), &handles[0])
+	require.Zero(t, table.Len())
+	require.Nil(t, put(0))
+}
