@@ -25,7 +25,7 @@ import (
 )
 
 // errNotPublic is why a responder is not asked that a host has named.
-var errNotPublic = errors.New("only public addresses are asked, since the host chose the URL, unless -ca tells whom to trust")
+var errNotPublic = errors.New("only public addresses are asked, since the host chose the URL, unless its chain verifies by -ca")
 
 // newClient returns a client for responders: publicOnly is for those that a stranger has named.
 func newClient(publicOnly bool) *http.Client {

@@ -28,8 +28,8 @@ const checkHelp = `staple check [flags] TARGET...       a target is HOST, HOST:P
     staple check chain.pem                    could that be stapled?
     staple check -nagios a.example b.example  one line about all, for monitoring
 
-  -ca FILE       roots: what does not verify by them, chain or name, is broken,
-                 and responders at private addresses are asked too
+  -ca FILE       roots: what does not verify by them, chain or name, is broken;
+                 of what does, responders at private addresses are asked too
   -issuer FILE   the issuer's certificate, where the chain lacks it
   -starttls P    smtp, imap, pop3, ldap, postgres or mysql
   -servername N  ask for this name, and expect it
@@ -100,7 +100,7 @@ func (c *checker) run(ctx context.Context, args []string, stdout, stderr io.Writ
 		complain(stderr, *issuer, err)
 		return exitUnclear
 	}
-	c.public, c.any = c.newClient(c.roots == nil), c.newClient(false)
+	c.public, c.any = c.newClient(true), c.newClient(false)
 	if *verbose {
 		c.public, c.any = traced(c.public, stderr), traced(c.any, stderr)
 	}
@@ -194,7 +194,11 @@ func (c *checker) look(ctx context.Context, target string, wait *progress) (r *r
 		r.mention("%s", plain(malformed))
 	}
 	now := time.Now()
-	candidates := slices.Concat(r.chain[1:], c.issuers, c.roots, c.trust(r, host, now))
+	verified := c.trust(r, host, now)
+	candidates := slices.Concat(r.chain[1:], c.issuers, c.roots, verified)
+	if c.roots != nil && verified != nil { // so that the URLs are an authority's that is trusted, and not whoever's is there
+		client = c.any
+	}
 
 	r.stapled, r.now = len(der) > 0, now
 	r.asked = !c.noAsk && hasResponder(leaf) && now.Before(leaf.NotAfter)
@@ -231,8 +235,8 @@ func (c *checker) trust(r *report, host string, now time.Time) (found []*x509.Ce
 	leaf := r.chain[0]
 	o := x509.VerifyOptions{Intermediates: x509.NewCertPool(), CurrentTime: now}
 	rest := r.chain[1:]
-	if r.file {
-		rest = slices.Concat(rest, c.issuers)
+	if r.file { // which may be a client's
+		rest, o.KeyUsages = slices.Concat(rest, c.issuers), []x509.ExtKeyUsage{x509.ExtKeyUsageAny}
 	}
 	for _, cert := range rest {
 		o.Intermediates.AddCert(cert)

@@ -23,11 +23,11 @@ func TestVerdicts(t *testing.T) {
 	revokes := stapletest.Answer{Status: ocsp.Revoked, RevocationReason: ocsp.KeyCompromise}
 	unknowns := stapletest.Answer{Status: ocsp.Unknown}
 	fails := stapletest.Answer{Error: ocsp.TryLater}
-	forgery := func(w *world) stapletest.Answer {
+	forgery := func(w *lab) stapletest.Answer {
 		return stapletest.Answer{Signer: stapletest.NewCA(stapletest.CAOptions{}).Signer()}
 	}
-	is := func(a stapletest.Answer) func(*world) stapletest.Answer {
-		return func(*world) stapletest.Answer { return a }
+	is := func(a stapletest.Answer) func(*lab) stapletest.Answer {
+		return func(*lab) stapletest.Answer { return a }
 	}
 	noIssuer := func(o *stapletest.LeafOptions) { o.OmitIssuer = true }
 	ends := func(o *stapletest.LeafOptions) {
@@ -36,8 +36,8 @@ func TestVerdicts(t *testing.T) {
 
 	tests := []struct {
 		name    string
-		staple  func(*world) stapletest.Answer // nil: none
-		answers func(*world) stapletest.Answer // of the responder
+		staple  func(*lab) stapletest.Answer // nil: none
+		answers func(*lab) stapletest.Answer // of the responder
 		leaf    func(*stapletest.LeafOptions)
 		args    []string
 		file    bool
@@ -115,12 +115,14 @@ func TestVerdicts(t *testing.T) {
 		{"file: no issuer, but -issuer", nil, is(fresh), noIssuer, []string{"-issuer", "ISSUER"}, true, good, good, "", 0, ""},
 		{"file: -ca", nil, is(fresh), nil, []string{"-ca", "ROOT"}, true, good, good, "", 0, ""},
 		{"file: -ca with another root", nil, is(fresh), nil, []string{"-ca", "OTHER"}, true, invalid, good, "", 2, ""},
+		{"file: -ca, and -servername", nil, is(fresh), nil, []string{"-ca", "ROOT", "-servername", "host.example"}, true, good, good, "", 0, ""},
+		{"file: -ca, and another name", nil, is(fresh), nil, []string{"-ca", "ROOT", "-servername", "other.example"}, true, invalid, good, "", 2, "other.example"},
 		{"file: -no-ask", nil, is(fresh), nil, []string{"-no-ask"}, true, unreachable, "", "", 3, "staple verify"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
+				w := newLab(t)
 				edit := tt.leaf
 				if edit == nil {
 					edit = func(*stapletest.LeafOptions) {}
@@ -164,6 +166,10 @@ func TestVerdicts(t *testing.T) {
 					require.Equal(t, tt.exit, exit)
 					require.Equal(t, tt.verdict == unreachable, stderr != "", stderr)
 					require.Equal(t, tt.verdict != unreachable, strings.HasPrefix(text, target+": "+tt.verdict+"\n"), text)
+					if !tt.file {
+						require.Equal(t, tls12, strings.Contains(text, ", in TLS 1.2\n"), text)
+						require.Equal(t, !tls12, strings.Contains(text, ", in TLS 1.3\n"), text)
+					}
 				}
 			})
 		})
@@ -172,7 +178,7 @@ func TestVerdicts(t *testing.T) {
 
 func TestOfSeveralTargetsTheWorstCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newLab(t)
 		cert := w.leaf()
 		w.hosts["well.example:443"] = serving(&tls.Config{Certificates: []tls.Certificate{w.stapling(cert, stapletest.Answer{})}})
 		w.hosts["soon.example:443"] = serving(&tls.Config{Certificates: []tls.Certificate{cert}})
@@ -211,7 +217,7 @@ func TestOfSeveralTargetsTheWorstCounts(t *testing.T) {
 
 func TestJSONHasAllFieldsAlways(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newLab(t)
 		cert := w.stapling(w.leaf(mustStaple), stapletest.Answer{Age: time.Hour})
 		w.serve(cert)
 		stdout, _, exit := w.check("-json", "host.example")
@@ -240,7 +246,7 @@ func TestJSONHasAllFieldsAlways(t *testing.T) {
 
 func TestNagiosGetsOneLineWithPerfdata(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newLab(t)
 		w.serve(w.stapling(w.leaf(), stapletest.Answer{Age: day}))
 		stdout, _, _ := w.check("-nagios", "host.example")
 		require.Equal(t, "STAPLE OK - host.example good, 6d 0h left | 'host.example'=518400s;151200:;0:;0;604800\n", stdout)
@@ -261,7 +267,7 @@ func TestNagiosGetsOneLineWithPerfdata(t *testing.T) {
 
 func TestWhatAPersonSees(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newLab(t)
 		cert := w.leaf(mustStaple, func(o *stapletest.LeafOptions) { o.NotAfter = time.Now().Add(30 * day) })
 		delegate := w.ca.Delegate(stapletest.DelegateOptions{})
 		w.serve(w.stapling(cert, stapletest.Answer{Age: 6 * day, Signer: delegate}))
@@ -273,7 +279,7 @@ func TestWhatAPersonSees(t *testing.T) {
 		require.Equal(t, `host.example: expiring
   certificate  CN=host.example, serial `+serial+`
                valid until 2000-01-31T00:00:00Z; Must-Staple
-  stapled      good, signed by the issuer's delegate, CN=stapletest responder
+  stapled      good, signed by the issuer's delegate, CN=stapletest responder, in TLS 1.3
   responder    http://ocsp.example: good, signed by the issuer, CN=stapletest CA
   validity     1999-12-26T00:00:00Z [=========================|-----] 2000-01-02T00:00:00Z, 1d 0h left
   wrong        the staple is about to end
@@ -284,7 +290,7 @@ func TestWhatAPersonSees(t *testing.T) {
 
 func TestWithoutCAWhatDoesNotVerifyIsOnlyMentioned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newLab(t)
 		w.serve(w.stapling(w.leaf(), stapletest.Answer{}))
 		stdout, _, exit := w.check("host.example")
 		require.Equal(t, 0, exit)
@@ -292,21 +298,32 @@ func TestWithoutCAWhatDoesNotVerifyIsOnlyMentioned(t *testing.T) {
 	})
 }
 
-func TestRespondersOfAHostAreAskedAtPublicAddressesAloneUnlessCAIsGiven(t *testing.T) {
+func TestRespondersOfAHostAreAskedAtPublicAddressesAloneUnlessItVerifiesByCA(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newLab(t)
 		cert := w.leaf()
 		w.serve(cert)
-		root := write(t, "root.pem", certPEM(w.ca.Root))
-		w.check("host.example")
-		require.Equal(t, []bool{true, false}, w.requests, "of hosts, of files")
-		w.requests = nil
-		w.check("-ca", root, "host.example")
-		require.Equal(t, []bool{false, false}, w.requests)
+		other := stapletest.NewCA(stapletest.CAOptions{})
+		root, otherRoot, chain := write(t, "root.pem", certPEM(w.ca.Root)), write(t, "other.pem", certPEM(other.Root)), write(t, "chain.pem", chainPEM(cert))
+		for _, tt := range []struct {
+			publicOnly bool
+			args       []string
+		}{
+			{true, []string{"host.example"}},
+			{false, []string{"-ca", root, "host.example"}},
+			{false, []string{"-ca", root, "-servername", "other.example", "host.example"}},
+			{true, []string{"-ca", otherRoot, "host.example"}}, // whoever that is
+			{false, []string{chain}},
+			{false, []string{"-ca", otherRoot, chain}},
+		} {
+			w.requests = nil
+			w.check(tt.args...)
+			require.Equal(t, []bool{tt.publicOnly}, w.requests, tt.args)
+		}
 	})
 
 	// And so it is by real sockets.
-	w := newWorld(t)
+	w := newLab(t)
 	url := testhttp.NewServer(t, w.responder)
 	cert := w.leaf(func(o *stapletest.LeafOptions) { o.Responders = []string{url} })
 	check := func(args ...string) jsonLine {
@@ -331,7 +348,7 @@ func TestRespondersOfAHostAreAskedAtPublicAddressesAloneUnlessCAIsGiven(t *testi
 
 func TestAnIssuerIsFoundWhereTheCertificateSays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newLab(t)
 		w.transport = testhttp.RoundTripper(func(r *http.Request) (*http.Response, error) {
 			if r.URL.Host == "ca.example" {
 				return response(w.ca.Issuer.Raw), nil
@@ -351,7 +368,7 @@ func TestAnIssuerIsFoundWhereTheCertificateSays(t *testing.T) {
 
 func TestUnknownIsAskedAgainWithTheOtherHash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newLab(t)
 		w.transport = testhttp.RoundTripper(func(r *http.Request) (*http.Response, error) {
 			a := stapletest.Answer{Status: ocsp.Unknown}
 			if hashName(r) == "SHA-256 " {
@@ -367,7 +384,7 @@ func TestUnknownIsAskedAgainWithTheOtherHash(t *testing.T) {
 
 func TestVerboseShowsEachRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newLab(t)
 		cert := w.leaf()
 		w.serve(w.stapling(cert, stapletest.Answer{}))
 		w.responder.Set(nil, stapletest.Answer{Delay: 30 * time.Millisecond})

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/http"
 	"time"
 
 	"github.com/go-staple/staple/internal/name"
@@ -32,6 +33,10 @@ ask, no issuer, or could not be written.
 `
 
 func runFetch(ctx context.Context, args []string, stdout, stderr io.Writer) (exit int) {
+	return fetch(ctx, newClient(false), args, stdout, stderr)
+}
+
+func fetch(ctx context.Context, client *http.Client, args []string, stdout, stderr io.Writer) (exit int) {
 	fs := flag.NewFlagSet("fetch", flag.ContinueOnError)
 	issuerFile := fs.String("issuer", "", "")
 	out := fs.String("o", "", "")
@@ -64,7 +69,6 @@ func runFetch(ctx context.Context, args []string, stdout, stderr io.Writer) (exi
 	case !hasResponder(leaf):
 		return fail(files[0], errors.New("nobody to ask: the certificate names no responder, so nothing can be stapled, and nobody misses it"), exitUnclear)
 	}
-	client := newClient(false)
 	if *verbose {
 		client = traced(client, stderr)
 	}

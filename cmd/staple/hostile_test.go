@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -62,7 +61,7 @@ func TestHostsThatSpeakNoTLS(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
+				w := newLab(t)
 				w.hosts["host.example:443"] = tt.h
 				began := time.Now()
 				got := w.verdict("host.example")
@@ -91,7 +90,7 @@ func TestHostsThatSpeakNoTLS(t *testing.T) {
 func TestAHostThatWantsAClientCertificateIsJudged(t *testing.T) {
 	for _, version := range []string{"", "-tls12"} {
 		synctest.Test(t, func(t *testing.T) {
-			w := newWorld(t)
+			w := newLab(t)
 			config := &tls.Config{Certificates: []tls.Certificate{w.stapling(w.leaf(), stapletest.Answer{})}, ClientAuth: tls.RequireAnyClientCert}
 			w.hosts["host.example:443"] = serving(config)
 			args := strings.Fields(version + " host.example")
@@ -102,7 +101,7 @@ func TestAHostThatWantsAClientCertificateIsJudged(t *testing.T) {
 
 func TestTheOldestTLSIsSpoken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newLab(t)
 		cert := w.stapling(w.leaf(func(o *stapletest.LeafOptions) { o.KeyType = stapletest.RSA2048 }), stapletest.Answer{})
 		w.hosts["host.example:443"] = serving(&tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS10,
 			MaxVersion: tls.VersionTLS10, CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_128_CBC_SHA}})
@@ -112,7 +111,7 @@ func TestTheOldestTLSIsSpoken(t *testing.T) {
 
 func TestTargets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := newLab(t)
 		cert := w.stapling(w.leaf(func(o *stapletest.LeafOptions) {
 			o.Names = []string{"host.example", "other.example", "2001:db8::1", "192.0.2.1"}
 		}), stapletest.Answer{})
@@ -169,7 +168,7 @@ func TestNothingShownCanDoMoreThanBeText(t *testing.T) {
 		{Status: ocsp.Revoked, RevocationReason: 99},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			w := newWorld(t)
+			w := newLab(t)
 			w.ca = stapletest.NewCA(stapletest.CAOptions{Name: evil})
 			w.responder = stapletest.NewResponder(w.ca)
 			cert := w.leaf(func(o *stapletest.LeafOptions) {
@@ -185,7 +184,7 @@ func TestNothingShownCanDoMoreThanBeText(t *testing.T) {
 					switch how {
 					case "":
 					case "-ca":
-						args = append(args, how, write(t, "root.pem", certPEM(newWorld(t).ca.Root)))
+						args = append(args, how, write(t, "root.pem", certPEM(newLab(t).ca.Root)))
 					default:
 						args = append(args, how)
 					}
@@ -207,7 +206,7 @@ func TestRespondersThatDoWhatNoneShould(t *testing.T) {
 	for _, s := range testhttp.HostileServers() {
 		t.Run(s.Name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
+				w := newLab(t)
 				w.transport = &http.Transport{DialContext: testhttp.Piped(t, s.Handle), MaxResponseHeaderBytes: 64 << 10, DisableKeepAlives: true}
 				w.serve(w.stapling(w.leaf(), stapletest.Answer{}))
 				began := time.Now()
@@ -223,7 +222,7 @@ func TestRespondersThatDoWhatNoneShould(t *testing.T) {
 }
 
 func TestFilesThatAreNoChain(t *testing.T) {
-	w := newWorld(t)
+	w := newLab(t)
 	cert := w.leaf()
 	chain := string(chainPEM(cert))
 	key := string(keyPEM(t, cert))
@@ -245,16 +244,6 @@ func TestFilesThatAreNoChain(t *testing.T) {
 		{"no certificate", write(t, "x", []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")), "its first certificate cannot be read"},
 		{"text", write(t, "x", []byte("hello\x1b[2J")), "no certificate in PEM in it"},
 		{"DER", write(t, "x", cert.Certificate[0]), "a certificate in DER, not PEM"},
-	}
-	if runtime.GOOS == "linux" {
-		fifo := filepath.Join(t.TempDir(), "fifo")
-		require.NoError(t, syscall.Mkfifo(fifo, 0o600))
-		tests = append(tests, struct{ name, file, says string }{"a FIFO", fifo, "is not a regular file"})
-	}
-	if os.Getuid() != 0 {
-		unreadable := write(t, "x", []byte(chain))
-		require.NoError(t, os.Chmod(unreadable, 0))
-		tests = append(tests, struct{ name, file, says string }{"unreadable", unreadable, "permission denied: run this as somebody who may read it"})
 	}
 	response := write(t, "x.ocsp", w.responder.Response(cert.Leaf))
 	good := write(t, "good.pem", []byte(key+chain))

@@ -72,11 +72,11 @@ func usage() string {
 	var b strings.Builder
 	b.WriteString(`Staple tells what TLS hosts staple, and gets and judges OCSP responses.
 
-    staple check example.com                     is it stapled, and for how long?
+    staple check example.com                  is it stapled, and for how long?
     staple check -starttls smtp mail.example.com
-    staple check chain.pem                       could it be stapled?
-    staple fetch -o site.ocsp chain.pem          get what can be
-    staple verify -cert chain.pem site.ocsp      would clients take it?
+    staple check chain.pem                    could it be stapled?
+    staple fetch -o site.ocsp chain.pem       get what can be
+    staple verify -cert chain.pem site.ocsp   would clients take it?
 
 `)
 	for _, c := range commands {

@@ -108,15 +108,19 @@ func (r *report) decideNoIssuer() {
 
 // decideStaple is decide about what is stapled, and not revoked.
 func (r *report) decideStaple(warn float64) {
+	what := "the staple"
+	if r.file {
+		what = "the response"
+	}
 	switch refused := whyNot(r.staple.err); {
 	case refused != nil && refused.Reason == staple.ReasonExpired:
-		r.conclude(expired, exitBroken, "the staple has ended: "+plain(refused.Err),
+		r.conclude(expired, exitBroken, what+" has ended: "+plain(refused.Err),
 			"see that the host reaches its responder and renews what it staples; a restart may help until then")
-	case r.staple.err != nil:
-		r.conclude(invalid, exitBroken, "clients refuse the staple: "+plain(r.staple.err),
+	case refused != nil:
+		r.conclude(invalid, exitBroken, "clients refuse "+what+": "+plain(refused.Err),
 			"see where the host has it from; if that is the responder, tell the CA")
 	case r.staple.is(ocsp.Unknown):
-		r.conclude(unknown, exitBroken, "the staple says that the responder does not know the certificate: clients refuse it",
+		r.conclude(unknown, exitBroken, what+" says that the responder does not know the certificate: clients refuse it",
 			"staple nothing until the CA knows it; if that takes hours, tell the CA")
 	case r.left() < warn && r.said.is(ocsp.Good) && !r.said.r.ThisUpdate.After(r.staple.r.ThisUpdate):
 		r.conclude(expiring, exitSoon, "the staple is about to end, and the responder has nothing newer", "if it comes to its end, tell the CA")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -93,13 +94,14 @@ func (r *report) write(w io.Writer) {
 	case r.file:
 		row("response", "%s", r.describe(r.staple))
 	case r.staple != nil:
-		row("stapled", "%s", r.describe(r.staple))
+		row("stapled", "%s, in %s", r.describe(r.staple), tls.VersionName(r.version))
 	case r.stapled:
-		row("stapled", "something that cannot be judged")
+		row("stapled", "something that cannot be judged, in %s", tls.VersionName(r.version))
 	default:
-		row("stapled", "nothing")
+		row("stapled", "nothing, in %s", tls.VersionName(r.version))
 	}
 	switch {
+	case r.file && r.staple != nil:
 	case r.said != nil:
 		row("responder", "%s: %s", printable(r.responder, 200), r.describe(r.said))
 	case r.silent != nil && r.asked:
@@ -129,7 +131,7 @@ func (r *report) describe(a *answer) string {
 	case a.r == nil:
 		return fmt.Sprintf("%d bytes, refused: %s", len(a.der), whyNot(a.err).Reason)
 	case a.err != nil:
-		return fmt.Sprintf("%s, %s", statuses[a.r.Status], whyNot(a.err).Reason)
+		return fmt.Sprintf("%s, but %s", statuses[a.r.Status], whyNot(a.err).Reason)
 	}
 	if a.r.Certificate == nil {
 		subject, _ := name.Parts(r.issuer)

@@ -106,7 +106,7 @@ func TestSTARTTLS(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
+				w := newLab(t)
 				cert := w.stapling(w.leaf(), stapletest.Answer{})
 				config := &tls.Config{Certificates: []tls.Certificate{cert}}
 				if tt.fails != "" {
@@ -124,7 +124,7 @@ func TestSTARTTLS(t *testing.T) {
 		})
 		t.Run(tt.name+" that hangs", func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t)
+				w := newLab(t)
 				for n := range len(tt.turns) { // after each turn
 					w.hosts["host.example:"+tt.port] = func(conn net.Conn) {
 						script(nil, tt.turns[:n]...)(conn)

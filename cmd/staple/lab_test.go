@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,25 +21,26 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A world is an authority, its responder, and hosts, all without sockets.
-type world struct {
+// A lab is an authority, its responder, and hosts, all without sockets.
+type lab struct {
 	t         *testing.T
 	ca        *stapletest.CA
 	responder *stapletest.Responder
 	hosts     map[string]testhttp.Raw // by host:port
-	requests  []bool                  // each client that was made: for public addresses alone?
+	requests  []bool                  // what was asked of responders: at public addresses alone?
 	transport http.RoundTripper       // nil: the responder
+	mu        sync.Mutex              // guards requests
 }
 
 const responderURL = "http://ocsp.example"
 
-func newWorld(t *testing.T) *world {
+func newLab(t *testing.T) *lab {
 	ca := stapletest.NewCA(stapletest.CAOptions{Intermediate: true})
-	return &world{t: t, ca: ca, responder: stapletest.NewResponder(ca), hosts: map[string]testhttp.Raw{}}
+	return &lab{t: t, ca: ca, responder: stapletest.NewResponder(ca), hosts: map[string]testhttp.Raw{}}
 }
 
 // leaf makes a certificate for host.example.
-func (w *world) leaf(edit ...func(*stapletest.LeafOptions)) tls.Certificate {
+func (w *lab) leaf(edit ...func(*stapletest.LeafOptions)) tls.Certificate {
 	o := stapletest.LeafOptions{Names: []string{"host.example"}, Responders: []string{responderURL}}
 	for _, e := range edit {
 		e(&o)
@@ -50,7 +52,7 @@ func mustStaple(o *stapletest.LeafOptions)   { o.MustStaple = true }
 func noResponders(o *stapletest.LeafOptions) { o.Responders = nil }
 
 // stapling returns cert with a response that says a.
-func (w *world) stapling(cert tls.Certificate, a stapletest.Answer) tls.Certificate {
+func (w *lab) stapling(cert tls.Certificate, a stapletest.Answer) tls.Certificate {
 	r := stapletest.NewResponder(w.ca)
 	r.Set(nil, a)
 	cert.OCSPStaple = r.Response(cert.Leaf)
@@ -58,7 +60,7 @@ func (w *world) stapling(cert tls.Certificate, a stapletest.Answer) tls.Certific
 }
 
 // serve lets host.example:443 show cert.
-func (w *world) serve(cert tls.Certificate) {
+func (w *lab) serve(cert tls.Certificate) {
 	w.hosts["host.example:443"] = serving(&tls.Config{Certificates: []tls.Certificate{cert}})
 }
 
@@ -72,7 +74,7 @@ func serving(config *tls.Config) testhttp.Raw {
 }
 
 // dial connects to hosts, which live until the client goes.
-func (w *world) dial(ctx context.Context, _, address string) (net.Conn, error) {
+func (w *lab) dial(ctx context.Context, _, address string) (net.Conn, error) {
 	h := w.hosts[address]
 	if h == nil {
 		return nil, &net.DNSError{Err: "no such host", Name: address, IsNotFound: true}
@@ -85,17 +87,21 @@ func (w *world) dial(ctx context.Context, _, address string) (net.Conn, error) {
 	return client, nil
 }
 
-func (w *world) newClient(publicOnly bool) *http.Client {
-	w.requests = append(w.requests, publicOnly)
+func (w *lab) newClient(publicOnly bool) *http.Client {
 	var transport http.RoundTripper = w.responder
 	if w.transport != nil {
 		transport = w.transport
 	}
-	return &http.Client{Transport: transport}
+	return &http.Client{Transport: testhttp.RoundTripper(func(r *http.Request) (*http.Response, error) {
+		w.mu.Lock()
+		w.requests = append(w.requests, publicOnly)
+		w.mu.Unlock()
+		return transport.RoundTrip(r)
+	})}
 }
 
 // check runs the command.
-func (w *world) check(args ...string) (stdout, stderr string, exit int) {
+func (w *lab) check(args ...string) (stdout, stderr string, exit int) {
 	var out, err bytes.Buffer
 	c := checker{newClient: w.newClient}
 	c.dial = w.dial
@@ -104,7 +110,7 @@ func (w *world) check(args ...string) (stdout, stderr string, exit int) {
 }
 
 // verdict runs the command on one target, and returns the line of -json.
-func (w *world) verdict(args ...string) (line jsonLine) {
+func (w *lab) verdict(args ...string) (line jsonLine) {
 	w.t.Helper()
 	stdout, _, exit := w.check(append([]string{"-json"}, args...)...)
 	require.NoError(w.t, json.Unmarshal([]byte(stdout), &line), stdout)
