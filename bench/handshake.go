@@ -4,10 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"net"
-	"slices"
 
 	"github.com/go-staple/staple"
 )
@@ -72,30 +70,5 @@ func handshakeTable(w io.Writer, _ int) error {
 		return err
 	}
 	defer stop()
-	rates := make([][]float64, len(contenders))       // a second, in each round
-	differences := make([][]float64, len(contenders)) // in percent, to the first contender in the same round
-	for range handshakeRounds {
-		results, err := measure(1, contenders)
-		if err != nil {
-			return err
-		}
-		for i, r := range results {
-			rates[i] = append(rates[i], 1e9/nsPerCall(r))
-			differences[i] = append(differences[i], 100*(nsPerCall(results[0])/nsPerCall(r)-1))
-		}
-	}
-	rows := [][]string{{"server", "handshakes/s, fastest round", "median round", "difference in the same round: median", "middle half of the rounds"}}
-	for i, c := range contenders {
-		slices.Sort(rates[i])
-		slices.Sort(differences[i])
-		row := []string{c.name, fmt.Sprintf("%.0f", rates[i][handshakeRounds-1]), fmt.Sprintf("%.0f", rates[i][handshakeRounds/2]), "", ""}
-		if i > 0 {
-			d := differences[i]
-			row[3] = fmt.Sprintf("%+.1f %%", d[len(d)/2])
-			row[4] = fmt.Sprintf("%+.1f to %+.1f %%", d[len(d)/4], d[len(d)*3/4])
-		}
-		rows = append(rows, row)
-	}
-	printTable(w, rows)
-	return nil
+	return rateTable(w, contenders)
 }
