@@ -76,6 +76,16 @@ func peerStates(t *testing.T, peer bool) map[string]func() (*script, *Item) {
 			s.pass(0)
 			require.Equal(t, Following, other.State())
 		})
+		state("storing, and another one leads", func(s *script, it *Item) {
+			other := s.add("ca", "h/")
+			for _, it := range []*Item{it, other} {
+				s.holds(it, 7*aDay, 7*aDay)
+			}
+			s.pass(0)
+			require.Equal(t, it, s.next())
+			s.Done(it, s.failed(it, Answer{Fault: Certificate}), s.now)
+			require.Equal(t, Following, it.then)
+		})
 	}
 	return all
 }
