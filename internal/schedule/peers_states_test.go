@@ -268,6 +268,25 @@ func TestAPeerAboutWhichThereIsNobodyToAskIsNotWoken(t *testing.T) {
 	}
 }
 
+func TestSomebodyWhoStartsAPeerHasCome(t *testing.T) {
+	for name, bring := range peerStates(t, true) {
+		if !slices.Contains([]string{"idle", "scheduled", "scheduled for a retry", "asleep", "rested", "storing, final"}, name) {
+			continue
+		}
+		s, it := bring()
+		s.Start(it, s.now)
+		if it.State() == Storing {
+			s.Free(it, s.now)
+		}
+		require.Equal(t, it, s.next(), name)
+		s.end(it, Outcome{Result: Deferred, Until: s.now})
+		require.Equal(t, it, s.next(), name)
+		s.ok(it)
+		s.pass(5 * aDay)
+		require.Nil(t, s.next(), name)
+	}
+}
+
 func TestAPeerExpires(t *testing.T) {
 	for name, bring := range peerStates(t, true) {
 		s, it := bring()

@@ -290,6 +290,25 @@ func TestAPauseLetsThePeerThroughThatComesThen(t *testing.T) {
 	}
 }
 
+func TestPeersHeedARetryAfterForAnHour(t *testing.T) {
+	s := newScript(t, 8)
+	served := s.add("ca", "h/")
+	require.Equal(t, served, s.next())
+	s.ok(served)
+	s.Refresh(served, s.now)
+	require.Equal(t, served, s.next())
+	s.end(served, s.failed(served, Answer{Fault: URL, RetryAfter: 10 * time.Hour}))
+	it := s.peer("ca", "h/")
+	require.Equal(t, Idle, it.State())
+	s.pass(time.Hour - time.Second)
+	require.True(t, s.comes(it))
+	s.pass(time.Second)
+	require.False(t, s.comes(it))
+	require.Equal(t, it, s.next())
+	s.ok(it)
+	require.Equal(t, served, s.next())
+}
+
 // Two have come when a pause lets one through, or somebody who is served comes to be asked about first.
 func TestPeersThatWaitWhereAPauseLetsAnotherOneThroughArePutOff(t *testing.T) {
 	for _, served := range []bool{false, true} {
