@@ -21,7 +21,7 @@ func (n *naive) setPeer(e *entry, peer bool) {
 	case due:
 		n.comeDue(e)
 	case e.state == Storing && e.then == Following:
-		e.then = Waiting
+		e.then, e.due = Scheduled, e.it.due
 	}
 }
 

@@ -54,7 +54,7 @@ func (s *Schedule) SetPeer(it *Item, peer bool, now time.Time) {
 	case due:
 		s.comeDue(it)
 	case it.state == Storing && it.then == Following:
-		it.then = Waiting
+		it.then = Scheduled // for when it would have led
 	}
 	s.watch(it)
 }

@@ -348,7 +348,8 @@ func (s *Schedule) withdraw(it *Item) {
 	s.part(it)
 }
 
-// Next returns what a free worker is to do now; Nothing if there is no free worker, or nothing to do.
+// Next returns what a free worker is to do now; Nothing if there is no free worker, or nothing to do. There may be notices
+// after either: of peers that a pause lets nobody ask about any more.
 func (s *Schedule) Next(now time.Time) (*Item, Task) {
 	s.tree.now = wall.MicroOf(now)
 	s.dismiss()

@@ -16,6 +16,7 @@ type script struct {
 	now   time.Time
 	items []*Item
 	asked int
+	told  []Notice
 }
 
 func newScript(t *testing.T, workers int) *script {
@@ -46,7 +47,7 @@ func (s *script) add(ca string, urls ...string) *Item {
 // check checks that all is well within.
 func (s *script) check() {
 	s.t.Helper()
-	s.Notices()
+	s.told = append(s.told, s.Notices()...)
 	require.NoError(s.t, invariants(s.Schedule, s.items))
 }
 
@@ -73,12 +74,12 @@ func (s *script) next() *Item {
 	s.t.Helper()
 	s.Look(s.now)
 	it, task := s.Next(s.now)
+	s.check()
 	if task == Nothing {
 		return nil
 	}
 	require.Equal(s.t, Ask, task)
 	s.asked++
-	s.check()
 	return it
 }
 
