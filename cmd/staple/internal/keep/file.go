@@ -306,7 +306,7 @@ func (k *keeper) take(f *file, chain [][]byte, leaf *x509.Certificate) error {
 	}
 	k.release(f)
 	if old != nil && f.key != key {
-		f.grace = wall.Now().Add(renewing)
+		f.grace, f.there.end = wall.Now().Add(renewing), time.Time{}
 	}
 	f.cert, f.leaf, f.key, f.leaving = c, leaf, key, false
 	k.keeping[key] = append(k.keeping[key], f)

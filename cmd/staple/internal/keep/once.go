@@ -130,10 +130,10 @@ func (k *keeper) judge(f *file) (o object) {
 		if now.Before(ocspder.ClaimedEnd(f.there.der, f.leaf, time.Hour)) {
 			o.Exit = soon // an earlier one lies there
 		}
-		o.Error = "the response cannot be written: " + nameless(f.failed).Error()
+		o.Error = "the response cannot be written: " + f.failed.Error()
 	case f.failed != nil:
 		o.Verdict, o.Exit = "trouble", lacks
-		o.Error = "a response that is good no more cannot be removed: " + nameless(f.failed).Error()
+		o.Error = "a response that is good no more cannot be removed: " + f.failed.Error()
 	case st.State == staple.StateExpired:
 		o.Verdict, o.Exit = "expired", soon
 		o.Error = "the certificate has expired at " + name.Time(st.Leaf.NotAfter) + ": replace it"

@@ -34,6 +34,7 @@ type response struct {
 	info       os.FileInfo // nil: nothing
 	der        []byte      // nil: nobody knows
 	isResponse bool        // in form
+	end        time.Time   // of one that is known to be good; zero: none is
 	foreign    error       // why it is not ours to replace
 }
 
@@ -90,6 +91,7 @@ func (k *keeper) settle(f *file) {
 		k.offer(f, want)
 	}
 	if f.there.info != nil && want != nil && bytes.Equal(f.there.der, want) || f.there.info == nil && want == nil && f.there.foreign == nil {
+		f.there.end = f.due
 		f.settled()
 		k.expect(f.due)
 		return
@@ -100,16 +102,21 @@ func (k *keeper) settle(f *file) {
 			doing = "a response that is good no more cannot be removed"
 		}
 		k.failed(f, doing, err)
+		if want != nil && !now.Before(f.there.end) && f.there.info != nil && f.there.foreign == nil {
+			_ = k.put(f, nil) // or an earlier one stays beyond its end
+		}
 		if want != nil || f.there.foreign == nil {
 			f.retries++
 			again := now.Add(min(firstRetry<<min(f.retries-1, 10), lastRetry))
-			if f.due.IsZero() || again.Before(f.due) {
-				f.due = again
+			for _, t := range []time.Time{again, f.there.end} {
+				if f.due.IsZero() || now.Before(t) && t.Before(f.due) {
+					f.due = t
+				}
 			}
 		}
 	} else {
 		f.settled()
-		if want != nil {
+		if f.there.end = f.due; want != nil {
 			k.log.Info("response written", "file", f.out, "expires", st.Expires)
 		} else {
 			k.log.Info("response removed", "file", f.out, "state", st.State.String())
@@ -120,8 +127,9 @@ func (k *keeper) settle(f *file) {
 
 // failed notes what keeps f from being settled, and logs it when it is new.
 func (k *keeper) failed(f *file, doing string, err error) {
+	err = nameless(err)
 	if !k.once && (f.failed == nil || f.failed.Error() != err.Error()) {
-		k.log.Warn(doing, "file", f.out, "error", nameless(err))
+		k.log.Warn(doing, "file", f.out, "error", err)
 	}
 	f.failed = err
 }
