@@ -192,6 +192,14 @@ func (s *scene) down() {
 	s.Responder.Set(nil, stapletest.Answer{HTTPStatus: 500, Body: []byte("down")})
 }
 
+// refresh asks about all certificates now.
+func (s *scene) refresh() {
+	s.Helper()
+	for c := range s.keeper.stapler.Certificates() {
+		require.NoError(s, c.Refresh(s.T.Context()))
+	}
+}
+
 func (s *scene) names() (names []string) {
 	entries, err := os.ReadDir(s.dir)
 	require.NoError(s, err)
@@ -302,9 +310,7 @@ func TestIsRemovedWithinTwoSeconds(t *testing.T) {
 		s.good("a.pem.ocsp", leaf)
 
 		s.Responder.Set(leaf, stapletest.Answer{Status: ocsp.Revoked})
-		for c := range s.keeper.stapler.Certificates() {
-			require.NoError(t, c.Refresh(context.Background()))
-		}
+		s.refresh()
 		s.goneWithin(2*time.Second, "a.pem.ocsp")
 		require.Contains(t, s.log.String(), "state=revoked")
 
