@@ -373,3 +373,17 @@ func TestWrongUsageIsOneLine(t *testing.T) {
 		})
 	}
 }
+
+func fetch(method, url string) (status int, body string, err error) {
+	r, err := http.NewRequest(method, url, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(data), err
+}
