@@ -85,10 +85,11 @@ func (k *keeper) settle(f *file) {
 	case st.State == staple.StateWaiting && f.unjudged(now):
 		return // once its issuer is found
 	}
-	if want == nil && st.Revoked {
-		k.offer(f, f.cert.Response())
-	} else if want != nil {
+	switch {
+	case want != nil:
 		k.offer(f, want)
+	case st.Revoked && (f.there.isResponse || f.offered != ""): // no command drops the good one that HAProxy may have
+		k.offer(f, f.cert.Response())
 	}
 	if f.there.info != nil && want != nil && bytes.Equal(f.there.der, want) || f.there.info == nil && want == nil && f.there.foreign == nil {
 		f.there.end = f.due

@@ -238,6 +238,11 @@ func TestHAProxyIsToldOfEachNewResponse(t *testing.T) {
 				r, err := ocsp.ParseResponse(der, s.CA.Issuer)
 				require.NoError(t, err)
 				require.Equal(t, ocsp.Revoked, r.Status)
+				_, n = f.last()
+				s.start("-haproxy", f.Addr().String(), ".")
+				s.pass(time.Minute)
+				_, again := f.last()
+				require.Equal(t, n, again, "it has no good one")
 			})
 		})
 	}
