@@ -294,17 +294,6 @@ func TestHAProxyStaplesWhatIsKept(t *testing.T) {
 	c.staples("good")
 }
 
-// example returns the code block of docs/keep.md that follows a mark.
-func example(t testing.TB, mark string) string {
-	data, err := os.ReadFile("../../../../docs/keep.md")
-	require.NoError(t, err)
-	_, rest, found := strings.Cut(string(data), "<!-- "+mark+" -->\n```")
-	require.True(t, found)
-	_, rest, _ = strings.Cut(rest, "\n")
-	code, _, _ := strings.Cut(rest, "```")
-	return code
-}
-
 const nginxConfig = `USER
 daemon off;
 pid DIR/nginx.pid;
