@@ -1,3 +1,5 @@
+//go:build unix
+
 package keep
 
 import (
@@ -8,7 +10,6 @@ import (
 	"encoding/pem"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -442,9 +443,7 @@ func TestPassesOverWhatIsNoChainOfAServer(t *testing.T) {
 		require.NoError(t, os.Symlink("folder.pem", s.path("link")))
 		require.NoError(t, os.Symlink("nowhere", s.path("dangling.pem")))
 		require.NoError(t, os.WriteFile(s.path("folder.pem/a.pem"), chain, 0o644))
-		if runtime.GOOS != "windows" {
-			require.NoError(t, syscall.Mkfifo(s.path("pipe.pem"), 0o644))
-		}
+		require.NoError(t, syscall.Mkfifo(s.path("pipe.pem"), 0o644))
 		before := s.names()
 		s.start(".")
 		s.pass(time.Minute)

@@ -1,10 +1,11 @@
+//go:build unix
+
 package keep
 
 import (
 	"bytes"
 	"encoding/json"
 	"os"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -142,9 +143,6 @@ func TestAFileThatIsNamedAndCannotBeUsed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			play(t, func(s *scene) {
-				if runtime.GOOS == "windows" {
-					t.Skip("there are no pipes and no /dev here")
-				}
 				test.make(s)
 				exit, _ := s.once("./a.pem")
 				require.Equal(t, untold, exit)
