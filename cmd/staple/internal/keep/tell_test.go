@@ -99,7 +99,7 @@ func TestACommandThatFailsOrHangsIsReported(t *testing.T) {
 		require.Contains(t, s.log.String(), "exit status 3")
 	})
 	var log output
-	r := newRunner("echo here; sleep 100 & exit 0", &log, newKeeper(options{}, nil, &log).log)
+	r := newRunner("echo here; sleep 1000 & exit 0", &log, newKeeper(options{}, nil, &log).log)
 	r.add("a.ocsp")
 	require.True(t, r.flush(t.Context()), "what a command leaves in the background is waited for by nobody")
 	require.Equal(t, "here\n", log.String())
