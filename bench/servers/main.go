@@ -1,11 +1,12 @@
-// Command servers puts a Go server with staple, nginx and Apache httpd through the same faults of an OCSP responder,
-// and prints as Markdown what each stapled to a client and how long that client waited:
+// Command servers puts a Go server with staple, nginx, Apache httpd, and nginx and HAProxy with the command staple keep
+// through the same faults of an OCSP responder, and prints as Markdown what each stapled to a client and how long that
+// client waited:
 //
 //	go run ./servers
 //
-// It needs Debian's nginx and apache2, which it runs with configurations of its own on loopback; if one is missing, its
-// column says so. For every fault each server is started anew, with a new certificate of the same CA and a responder of
-// its own, which takes 10 ms for each request. The client, crypto/tls's, connects as soon as the server serves. The three
+// It needs Debian's nginx, apache2 and haproxy, which it runs with configurations of its own on loopback; if one is missing,
+// its column says so. For every fault each server is started anew, with a new certificate of the same CA and a responder of
+// its own, which takes 10 ms for each request. The client, crypto/tls's, connects as soon as the server serves. All
 // take the faults side by side.
 //
 // The server with staple is a process of this program, in which nothing is set but what the package documentation
@@ -14,6 +15,10 @@
 // nginx has one worker, because each would ask the responder for itself, and go without a staple at first. By default
 // ssl_stapling_verify is off; then it staples the forged response, too. Apache staples a response on for the 300 seconds
 // of SSLStaplingResponseTimeSkew after it has expired, and one that says tryLater after that.
+//
+// With staple keep, servers are started as docs/keep.md says: after staple keep -once, which has five seconds for it. HAProxy
+// staples a response until five minutes before its end, so that in the outage that is longer it is given one that lasts five
+// minutes more.
 //
 // The last lines say whether staple did what it promises: no handshake took 50 ms more than the median of its quiet
 // ones, and [staple.ResponseVerifier] refuses none. Otherwise, the exit status is 1. That is for a machine with
@@ -50,16 +55,18 @@ type course struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	defer os.RemoveAll(commandDir())
 	var err error
 	if len(os.Args) == 4 && os.Args[1] == "serve" {
 		err = serve(ctx, os.Args[2], os.Args[3])
 	} else {
-		servers := []server{withStaple, nginx, apache}
+		servers := []server{withStaple, nginx, nginxKeep, haproxyKeep, apache}
 		err = run(ctx, os.Stdout, os.Stderr, course{later: 3 * time.Second, quiet: 101}, servers, faults)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "servers:", err)
 		stop()
+		os.RemoveAll(commandDir())
 		os.Exit(1)
 	}
 }
@@ -83,10 +90,10 @@ func run(ctx context.Context, w, stderr io.Writer, c course, servers []server, f
 What was stapled in the first handshake, the second, and a third %g s later; one word if it was the same. In brackets,
 how long the first took, and the slowest if that was not the first. ✗: staple.ResponseVerifier refuses the handshake,
 and is right to if revoked; how much real clients check differs. nginx: ssl_stapling and ssl_stapling_verify on, one
-worker. Apache: SSLUseStapling on, SSLStaplingCache in shared memory. staple: TLSConfig, and a DirCache. Otherwise
-their defaults.
+worker. Apache: SSLUseStapling on, SSLStaplingCache in shared memory. staple: TLSConfig, and a DirCache. With staple keep:
+started after staple keep -once, as docs/keep.md says; %s. Otherwise their defaults.
 
-`, c.later.Seconds())
+`, c.later.Seconds(), haproxyVersion())
 	for i, f := range faults {
 		if f.hopeless {
 			fmt.Fprintf(w, "Not in the table, since nobody can staple there (%s): %s.\n\n", f.name, everywhere(columns, i))

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -27,12 +28,14 @@ type server struct {
 	// start starts it with the files that a trial has in dir, and returns when it serves on address. What it
 	// keeps in dir is there at its next start.
 	start func(ctx context.Context, dir, address string) (stop func(), err error)
+
+	early time.Duration // how long before a response's end it stops to staple that
 }
 
 var withStaple = server{
-	"staple",
-	func() (string, error) { return "", nil },
-	func(ctx context.Context, dir, address string) (func(), error) {
+	name:    "staple",
+	version: func() (string, error) { return "", nil },
+	start: func(ctx context.Context, dir, address string) (func(), error) {
 		self, err := os.Executable()
 		if err != nil {
 			return nil, err
@@ -58,9 +61,9 @@ func serve(ctx context.Context, dir, address string) error {
 }
 
 var nginx = server{
-	"nginx",
-	func() (string, error) { return version("nginx") },
-	func(ctx context.Context, dir, address string) (func(), error) {
+	name:    "nginx",
+	version: func() (string, error) { return version("nginx") },
+	start: func(ctx context.Context, dir, address string) (func(), error) {
 		file, err := writeConfig(dir, address, nginxConfig, "user www-data;")
 		if err != nil {
 			return nil, err
@@ -96,9 +99,9 @@ http {
 `
 
 var apache = server{
-	"Apache httpd",
-	func() (string, error) { return version("apache2") },
-	func(ctx context.Context, dir, address string) (func(), error) {
+	name:    "Apache httpd",
+	version: func() (string, error) { return version("apache2") },
+	start: func(ctx context.Context, dir, address string) (func(), error) {
 		file, err := writeConfig(dir, address, apacheConfig, "User www-data\nGroup www-data")
 		if err != nil {
 			return nil, err
@@ -161,7 +164,7 @@ func version(name string) (string, error) {
 	return string(found[1]), nil
 }
 
-// startProgram starts a program, and waits until it serves.
+// startProgram starts a program, and waits until it serves, if it is to serve on an address.
 func startProgram(ctx context.Context, address, name string, args ...string) (stop func(), err error) {
 	path, err := lookPath(name)
 	if err != nil {
@@ -187,7 +190,7 @@ func startProgram(ctx context.Context, address, name string, args ...string) (st
 		<-ended
 	}
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
-		if serves(address) {
+		if address == "" || serves(address) {
 			return stop, nil
 		}
 		select {
@@ -201,8 +204,8 @@ func startProgram(ctx context.Context, address, name string, args ...string) (st
 	return nil, fmt.Errorf("%s does not serve: %s", cmd, said.String())
 }
 
-// serves tells whether anything answers HTTP without TLS, if only that it should be with. There is no handshake then,
-// which could make a server ask for a staple.
+// serves tells whether anything answers HTTP without TLS, if only that it should be with, or by closing the connection.
+// There is no handshake then, which could make a server ask for a staple.
 func serves(address string) bool {
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
@@ -211,6 +214,6 @@ func serves(address string) bool {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(10 * time.Second))
 	fmt.Fprint(conn, "GET / HTTP/1.0\r\n\r\n")
-	n, _ := conn.Read(make([]byte, 1))
-	return n > 0
+	n, err := conn.Read(make([]byte, 1))
+	return n > 0 || err == io.EOF || errors.Is(err, syscall.ECONNRESET)
 }

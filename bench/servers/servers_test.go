@@ -24,7 +24,9 @@ func TestMain(m *testing.M) {
 		return
 	}
 	os.Setenv("GORACE", "atexit_sleep_ms=0") // for the servers, which would take a second each to end
-	os.Exit(m.Run())
+	code := m.Run()
+	os.RemoveAll(commandDir())
+	os.Exit(code)
 }
 
 // observeOne puts one server through all faults. The times that come out say nothing: tests run side by side.
@@ -102,6 +104,32 @@ func TestPeersStapleWhatTheTableSays(t *testing.T) {
 				require.Regexp(t, cmp.Or(wants[s.name][f.name], rest[s.name]), words, f.name)
 				for _, o := range col.seen[i] {
 					require.Equal(t, o.word != "good" && (o.word != "none" || f.mustStaple), o.refused, "%s: %s", f.name, o.word)
+				}
+			}
+		})
+	}
+}
+
+// With staple keep, servers staple what is to be had, and nothing else.
+func TestServersWithStapleKeepAreNeverRefused(t *testing.T) {
+	want := map[string]string{ // the rest: none, none, none
+		"quiet":                             "^good, good, good$",
+		"quiet, Must-Staple":                "^good, good, good$",
+		"responder down, stapled before":    "^good, good, good$",
+		"restart in an outage":              "^good, good, good$",
+		"restart in an outage, Must-Staple": "^good, good, good$",
+	}
+	for _, s := range []server{nginxKeep, haproxyKeep} {
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			if _, err := s.version(); err != nil {
+				peer.Missing(t, s.name, err)
+			}
+			col := observeOne(t, s)
+			for i, f := range faults {
+				require.Regexp(t, cmp.Or(want[f.name], "^none, none, none$"), strings.Join(wordsOf(col.seen[i]), ", "), f.name)
+				for _, o := range col.seen[i] {
+					require.Equal(t, f.hopeless, o.refused, f.name)
 				}
 			}
 		})

@@ -1,8 +1,9 @@
-// Staple tells what TLS hosts staple, and gets and judges OCSP responses.
+// Staple tells what TLS hosts staple, and gets, judges and keeps OCSP responses.
 //
 //	staple check example.com
 //	staple fetch -o site.ocsp chain.pem
 //	staple verify -cert chain.pem site.ocsp
+//	staple keep /etc/haproxy/certs
 //
 // Each command has -h. docs/command.md in the repository has more, and what they print.
 package main
@@ -18,6 +19,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"github.com/go-staple/staple/cmd/staple/internal/keep"
 )
 
 // What a command exits with, as monitoring wants it. Of several the worst counts: broken, then unclear, then soon.
@@ -38,6 +41,7 @@ var commands = []command{
 	{"check", "what a host staples, or what its responder says of a PEM file", runCheck},
 	{"fetch", "get the response about a certificate, for servers that read files", runFetch},
 	{"verify", "what a client would make of a response in a file", runVerify},
+	{"keep", "keep responses beside PEM files, for servers that read files", keep.Main},
 }
 
 func main() {
@@ -70,13 +74,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (exit int
 
 func usage() string {
 	var b strings.Builder
-	b.WriteString(`Staple tells what TLS hosts staple, and gets and judges OCSP responses.
+	b.WriteString(`Staple tells what TLS hosts staple, and gets, judges and keeps OCSP responses.
 
     staple check example.com                  is it stapled, and for how long?
     staple check -starttls smtp mail.example.com
     staple check chain.pem                    could it be stapled?
     staple fetch -o site.ocsp chain.pem       get what can be
     staple verify -cert chain.pem site.ocsp   would clients take it?
+    staple keep /etc/haproxy/certs            keep one beside each chain there
 
 `)
 	for _, c := range commands {
