@@ -120,7 +120,7 @@ func (it *Item) Ending(now time.Time) bool {
 
 // Pause returns the last failure of others for which it waits, and when their pause lets the next request through, which
 // may be about another one. Zero: no pause keeps it waiting.
-func (it *Item) Pause() (until time.Time, err error) {
+func (it *Item) Pause(now time.Time) (until time.Time, err error) {
 	if it.route == nil || it.forced {
 		return time.Time{}, nil
 	}
@@ -128,7 +128,7 @@ func (it *Item) Pause() (until time.Time, err error) {
 	if by == nil {
 		return time.Time{}, nil
 	}
-	opens := it.route.opens()
+	opens := it.opens(wall.MicroOf(now))
 	switch it.stands() {
 	case Idle, Working:
 		return time.Time{}, nil

@@ -327,14 +327,19 @@ func (t *tree) await(it *Item) {
 	}
 }
 
-// opens returns when the first of its URLs lets a request through; 0: there is one that does not pause.
-func (r *route) opens() int64 {
+// opens returns when the first of the URLs where it is asked about lets a request through, once it waits there; 0: there is
+// one that does not pause.
+func (it *Item) opens(now int64) int64 {
 	first := far
-	for _, end := range r.ends {
+	for _, end := range it.route.ends {
 		last := int64(0)
 		for n := end.parent; n != nil; n = n.parent {
 			if n.pause.state == paused {
-				last = max(last, n.opens())
+				waiting := n.waiting
+				if it.queued != inRoute {
+					waiting[it.urgency(now)]++
+				}
+				last = max(last, n.opensFor(waiting))
 			}
 		}
 		first = min(first, last)
