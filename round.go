@@ -212,7 +212,7 @@ func (r *round) findIssuer() (o outcome) {
 	case errors.Is(o.err, ErrNoResponder):
 		return outcome{err: o.err, final: true}
 	case !errors.Is(o.err, ErrNoIssuer):
-		o.err = errors.Join(ErrNoIssuer, o.err)
+		o.err = fmt.Errorf("%w: %w", ErrNoIssuer, o.err)
 	}
 	candidates, unusable := r.candidates()
 	unusable = append(unusable, issuers.Unusable(r.leaf, candidates)...)

@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -96,14 +97,22 @@ func (it *Item) Host() string {
 	return it.route.ends[0].host().key.url
 }
 
-// Outage names what it needs and pauses, a host, a URL, or an authority at one, with others that need the same. It
-// returns "" if nothing does.
-func (it *Item) Outage() string {
+// An Outage is the pause of what an Item needs.
+type Outage struct {
+	ID    string // the same for all that need the same; "": nothing pauses
+	Fault string // who pauses, in words
+	Items int    // that can be asked about there, though some of them elsewhere as well
+	Err   error  // the last failure
+}
+
+// Outage returns the pause that keeps it waiting, or would if it was due.
+func (it *Item) Outage() Outage {
 	by := it.route.blocks()
 	if by == nil {
-		return ""
+		return Outage{}
 	}
-	return fmt.Sprint(by.level, " ", by.key.url, " ", by.key.ca)
+	who := [...]string{hostLevel: "host ", urlLevel: "URL ", caLevel: "CA at "}[by.level] + cmp.Or(by.key.url, "unknown")
+	return Outage{fmt.Sprint(by.level, " ", by.key.url, " ", by.key.ca), who, int(by.items), by.pause.err}
 }
 
 // Ending reports whether its staple ends soon and nothing newer has come though it should have: a quarter of what was left

@@ -46,6 +46,7 @@ type node struct {
 	queue    queue[*node]
 	waiting  [classes]int32 // beneath
 	kids     int32
+	items    int32 // that take a route beneath
 	inFlight int32
 	pause    pause
 	visitors *visitors // of a host
@@ -93,7 +94,20 @@ func (t *tree) route(ca string, urls []Source) *route {
 		t.routes[key] = r
 	}
 	r.refs++
+	r.count(1)
 	return r
+}
+
+// count says that so many items more take r.
+func (r *route) count(d int32) {
+	for i, end := range r.ends {
+		ca, host := end.parent, end.host()
+		ca.items += d
+		ca.parent.items += d
+		if !slices.ContainsFunc(r.ends[:i], func(o *node) bool { return o.host() == host }) {
+			host.items += d
+		}
+	}
 }
 
 func (t *tree) node(k nodeKey, host string) *node {
@@ -118,6 +132,7 @@ func (t *tree) node(k nodeKey, host string) *node {
 
 // leave says that one item less takes the route.
 func (t *tree) leave(r *route) {
+	r.count(-1)
 	if r.refs--; r.refs > 0 {
 		return
 	}

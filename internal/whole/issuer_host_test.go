@@ -314,3 +314,31 @@ func TestAnIssuerFetcherThatDoesNotSayWhomItAskedPausesByTheIssuer(t *testing.T)
 		}
 	})
 }
+
+func TestTheLogHasOneLineOfAnIssuerThatIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newIssuerHost(t, issuerRefused)
+		var lines world.Text
+		s := h.stapler(func(s *staple.Stapler) { s.Logger = lines.Logger() })
+		all := h.addMany(s, 200)
+		time.Sleep(30 * time.Minute)
+		h.back(all)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		var said []map[string]any
+		for _, line := range lines.TakeLines(t) {
+			if line["level"] != "DEBUG" {
+				said = append(said, line)
+			}
+		}
+		require.Len(t, said, 2)
+		begin, end := said[0], said[1]
+		require.Equal(t, "failed", begin["event"])
+		require.Equal(t, "host ca.example", begin["fault"])
+		require.Contains(t, begin["error"], "put the issuer's certificate into the chain")
+		require.Contains(t, begin["error"], issuerURL)
+		require.Equal(t, "answered", end["event"])
+		require.EqualValues(t, 200, end["certificates"])
+		require.Greater(t, end["lasted"], float64(30*time.Minute))
+	})
+}
