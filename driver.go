@@ -339,6 +339,23 @@ func sources(fetcher Fetcher, leaf *x509.Certificate) (at []schedule.Source, unu
 	return at, unusable
 }
 
+// knownIssuers returns candidates for the issuer of leaf that fetcher, an IssuerFetcher, knows already, and whom it asks
+// for others. An error says that it asks nobody.
+func knownIssuers(fetcher Fetcher, leaf *x509.Certificate) (known []*x509.Certificate, at []schedule.Source, err error) {
+	urls := places(leaf.IssuingCertificateURL, false)
+	if f, ok := fetcher.(interface {
+		knownIssuers(*x509.Certificate) ([]*x509.Certificate, []place, error)
+	}); ok {
+		known, urls, err = f.knownIssuers(leaf)
+	}
+	for _, p := range urls {
+		if p.fetchable() {
+			at = append(at, sourceOf(p.url))
+		}
+	}
+	return known, at, err
+}
+
 // answersIn returns what err, of a Fetch that failed, says of each URL, in
 // order: one answer for each *HTTPError in its tree. One inside another is about the same
 // URL.

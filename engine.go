@@ -194,6 +194,10 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 		}
 	case e.issuer == nil && unanswerable(leaf, wall.Now()) == nil:
 		e.final, e.joined = false, true // the new chain may have what the others lack
+		if e.seeking && e.item.State() != schedule.Working {
+			e.seeking = false
+			g.schedule.Move(&e.item, at, g.driver.now())
+		}
 		e.settled = e.settled && (e.item.State() == schedule.Waiting || e.item.State() == schedule.Following)
 	}
 	g.driver.run()

@@ -58,6 +58,7 @@ type entry struct {
 	final      bool               // no further rounds: err tells why
 	forced     bool               // Refresh was called
 	settled    bool               // the first round has ended
+	seeking    bool               // it has its turn where its issuer is asked for, not where its responders are
 	joined     bool               // by another chain, since issuers were looked for in those there are
 	denied     bool               // the responder said no the last time
 	insisted   uint8              // rounds that asked past the caches, since something newer came
@@ -329,11 +330,14 @@ func (e *entry) conclude(o outcome) {
 	g := e.engine
 	now := g.driver.now()
 	if !o.asked && (e.joined || e.issuer != nil) && errors.Is(o.err, ErrNoIssuer) {
-		o = outcome{deferred: true} // another chain has come meanwhile, which may have it
+		o = outcome{deferred: true, turns: e.seeking, to: o.to} // another chain has come meanwhile, which may have it
 	}
-	done := schedule.Outcome{Asked: o.asked, By: sourceOf(o.responder), Until: o.due, Err: o.err}
+	done := schedule.Outcome{Asked: o.asked || o.sought, By: sourceOf(o.responder), Until: o.due, Err: o.err}
 	if o.deferred || o.err != nil && (e.gone || g.closed) { // the latter was canceled
-		done.Result = schedule.Deferred
+		if done.Result = schedule.Deferred; o.turns {
+			done.Result, done.At = schedule.Elsewhere, o.to
+			e.seeking = !e.seeking
+		}
 		g.schedule.Done(&e.item, done, now)
 		return
 	}
@@ -392,7 +396,7 @@ func (e *entry) conclude(o outcome) {
 		if o.final {
 			done.Result = schedule.Final
 		}
-		if o.asked {
+		if done.Asked {
 			done.Answers = answersIn(o.err)
 		}
 		if len(done.Answers) == 0 {
@@ -430,8 +434,12 @@ func (e *entry) noted(n schedule.Notice) {
 		}
 		e.settled = true
 		e.failures++
-		e.err = fmt.Errorf("no OCSP response for %s: nobody was asked so far, since requests about others have failed: %w",
-			name.Of(e.leaf), n.Err)
+		e.err = fmt.Errorf("nobody was asked so far, since requests about others have failed: %w", n.Err)
+		if e.seeking {
+			e.err = lacksIssuer(e.leaf, fmt.Errorf("%w: %w", ErrNoIssuer, e.err))
+		} else {
+			e.err = fmt.Errorf("no OCSP response for %s: %w", name.Of(e.leaf), e.err)
+		}
 		g.notices.emit(e, Event{Kind: EventFailed, Err: e.err})
 	}
 }

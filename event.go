@@ -244,7 +244,7 @@ func (n *notices) tell(e *entry, kind report.Kind) (said bool) {
 	}
 	ev := report.Event[*entry]{Of: e, Kind: kind, Host: e.item.Host(), MustStaple: e.mustStaple, Stapled: e.isStapled()}
 	if kind == report.Failed {
-		ev.Outage = e.item.Outage()
+		ev.Outage = e.item.Outage().ID
 	}
 	for _, line := range n.engine.report.Tell(ev, time.Now()) {
 		n.logReport(line)
@@ -288,18 +288,28 @@ func (n *notices) logReport(line report.Line[*entry]) {
 			l.attrs = append(l.attrs, slog.String("reason", name.Reason(st.RevocationReason)))
 		}
 		err := e.err
-		if ended {
+		switch {
+		case ended:
 			err = nil
+		case line.Kind != report.Revoked:
+			outage := e.item.Outage()
+			if outage.ID != "" {
+				l.attrs = append(l.attrs, slog.String("fault", outage.Fault))
+			}
+			if err == nil {
+				err = outage.Err
+			}
+			if line.Kind == report.Failed {
+				all = max(all, outage.Items)
+			}
 		}
 		l.attrs = append(l.attrs, attributes(st, err)...)
 	}
 	if line.Lasted > 0 {
 		l.attrs = append(l.attrs, slog.Duration("lasted", line.Lasted.Round(time.Second)))
 	}
-	if ended {
+	if ended || all > 1 {
 		l.attrs = append(l.attrs, slog.Int("certificates", all))
-	} else if line.More > 0 {
-		l.attrs = append(l.attrs, slog.Int("more", line.More))
 	}
 	n.addLine(l)
 }

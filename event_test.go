@@ -59,6 +59,7 @@ func TestTheLogLineOfEachEvent(t *testing.T) {
 	down := stapletest.Answer{HTTPStatus: 503}
 	held := []string{"expires", "responder"}
 	failing := []string{"error", "expires", "responder"}
+	blamed := []string{"error", "expires", "responder", "fault"}
 	synctest.Test(t, func(t *testing.T) {
 		w := world.New(t)
 		var lines world.Text
@@ -71,14 +72,14 @@ func TestTheLogLineOfEachEvent(t *testing.T) {
 		require.Error(t, s.Wait(t.Context()))
 		const again = "answered staple: OCSP responses are obtained again"
 		for _, tt := range []step{
-			{"the first round fails", down, -1, "failed", "WARN", "staple: OCSP response not obtained", []string{"error"}, nil},
+			{"the first round fails", down, -1, "failed", "WARN", "staple: OCSP response not obtained", []string{"error", "fault"}, nil},
 			{"stapled", stapletest.Answer{Period: world.Day}, time.Hour, "stapled", "DEBUG", "staple: OCSP response stapled", held, []string{again + " 0s"}},
 			{"nothing newer", stapletest.Answer{Period: world.Day}, time.Hour, "unchanged", "DEBUG", "staple: OCSP response unchanged", held, nil},
 			{"a refresh fails", down, time.Hour, "failed", "WARN", "staple: OCSP response not obtained", failing, nil},
 			{"it fails again", down, time.Hour, "failed", "DEBUG", "staple: OCSP response not obtained", failing, nil},
-			{"a quarter is left", down, -6 * world.Day, "expiring", "WARN", "staple: OCSP staple is about to end", failing, nil},
-			{"the end", down, -20*time.Hour - time.Minute, "expired", "ERROR", "staple: OCSP staple has ended", failing, nil},
-			{"it is Must-Staple", down, -time.Hour, "unstapled", "ERROR", "staple: Must-Staple certificate has no OCSP staple", append(failing, "lasted"), nil},
+			{"a quarter is left", down, -6 * world.Day, "expiring", "WARN", "staple: OCSP staple is about to end", blamed, nil},
+			{"the end", down, -20*time.Hour - time.Minute, "expired", "ERROR", "staple: OCSP staple has ended", blamed, nil},
+			{"it is Must-Staple", down, -time.Hour, "unstapled", "ERROR", "staple: Must-Staple certificate has no OCSP staple", append(blamed, "lasted"), nil},
 			{"stapled again", stapletest.Answer{}, time.Hour, "stapled", "DEBUG", "staple: OCSP response stapled", held,
 				[]string{again + " 167h1m0s", "stapled staple: stapled again 1h1m0s"}},
 			{"revoked", stapletest.Answer{Status: ocsp.Revoked, RevocationReason: ocsp.CertificateHold}, time.Hour, "revoked", "ERROR", "staple: certificate is revoked",
@@ -132,6 +133,9 @@ func TestTheLogLineOfEachEvent(t *testing.T) {
 			}
 			if line["error"] != nil {
 				require.Regexp(t, `^staple: "http://ocsp.example[^"]*": .*\(HTTP status 503\)$`, line["error"], "it says what others say")
+			}
+			if line["fault"] != nil {
+				require.Equal(t, "CA at http://ocsp.example", line["fault"])
 			}
 			if tt.event == "revoked" {
 				requireTime(t, events[i].Status.RevokedAt, line["revoked_at"])

@@ -14,13 +14,12 @@ import (
 	"sync"
 	"syscall"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/go-staple/staple/internal/ask"
 	"github.com/go-staple/staple/internal/bounded"
 	"github.com/go-staple/staple/internal/exchange"
 	"github.com/go-staple/staple/internal/issuers"
+	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/publicaddr"
 	"github.com/go-staple/staple/internal/schedule"
 )
@@ -63,7 +62,8 @@ func (f FetcherFunc) Fetch(ctx context.Context, req *Request) ([]byte, error) { 
 // certificate whose chain lacks it.
 type IssuerFetcher interface {
 	// FetchIssuer returns candidates for the issuer of leaf, in any order. The
-	// caller checks that one of them really signed leaf.
+	// caller checks that one of them really signed leaf. What fails pauses as it does
+	// for Fetch: an error says by an [HTTPError] whose fault it is.
 	FetchIssuer(ctx context.Context, leaf *x509.Certificate) ([]*x509.Certificate, error)
 }
 
@@ -85,7 +85,7 @@ func (e *HTTPError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "staple: %.200q: ", e.URL)
 	if e.Err != nil {
-		b.WriteString(printable(e.Err.Error(), 2000))
+		b.WriteString(name.Printable(e.Err.Error(), 2000))
 		b.WriteString(" ")
 	}
 	switch {
@@ -101,20 +101,6 @@ func (e *HTTPError) Error() string {
 
 // Unwrap returns e.Err.
 func (e *HTTPError) Unwrap() error { return e.Err }
-
-// printable returns s, cut after limit bytes, without what a terminal or a log
-// might take for more than text.
-func printable(s string, limit int) string {
-	if len(s) > limit {
-		s = s[:limit] + "..."
-	}
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return utf8.RuneError
-	}, s)
-}
 
 const (
 	defaultMaxResponseSize = 64 << 10
@@ -402,21 +388,11 @@ func failedAttempts(name string, failed []ask.Attempt) *HTTPError {
 // The error wraps [ErrNoResponder] if there is no responder that an issuer would
 // help to ask, and [ErrNoIssuer] if leaf names no such URL.
 func (f *HTTPFetcher) FetchIssuer(ctx context.Context, leaf *x509.Certificate) ([]*x509.Certificate, error) {
-	if _, err := f.responderURLs(leaf); err != nil {
-		return nil, err
+	found, urls, err := f.knownIssuers(leaf)
+	if err != nil || len(found) > 0 {
+		return found, err
 	}
-	urls := places(leaf.IssuingCertificateURL, false)
-	if !slices.ContainsFunc(urls, place.fetchable) {
-		return nil, fmt.Errorf("%w: the certificate gives no http or https URL for its issuer", ErrNoIssuer)
-	}
-	for _, p := range urls {
-		if found := f.issuers.Known(p.url, leaf); len(found) > 0 {
-			return found, nil
-		}
-	}
-
-	var found []*x509.Certificate
-	err := f.inTurn(ctx, urls, func(ctx context.Context, p place) *HTTPError {
+	err = f.inTurn(ctx, urls, func(ctx context.Context, p place) *HTTPError {
 		u := p.url
 		p.alone = false // an issuer comes from a file
 		var err error
@@ -436,6 +412,23 @@ func (f *HTTPFetcher) FetchIssuer(ctx context.Context, leaf *x509.Certificate) (
 	return found, err
 }
 
+// knownIssuers returns those that FetchIssuer returns without asking anybody, or whom it asks.
+func (f *HTTPFetcher) knownIssuers(leaf *x509.Certificate) (found []*x509.Certificate, urls []place, err error) {
+	if _, err := f.responderURLs(leaf); err != nil {
+		return nil, nil, err
+	}
+	urls = places(leaf.IssuingCertificateURL, false)
+	if !slices.ContainsFunc(urls, place.fetchable) {
+		return nil, nil, fmt.Errorf("%w: the certificate gives no http or https URL for its issuer", ErrNoIssuer)
+	}
+	for _, p := range urls {
+		if found = f.issuers.Known(p.url, leaf); len(found) > 0 {
+			break
+		}
+	}
+	return found, urls, nil
+}
+
 // certificates returns the certificates at a URL. The error is an *HTTPError.
 func (f *HTTPFetcher) certificates(ctx context.Context, p place) ([]*x509.Certificate, error) {
 	if p.err != nil {
@@ -450,8 +443,11 @@ func (f *HTTPFetcher) certificates(ctx context.Context, p place) ([]*x509.Certif
 		r.Err = r.Unusable("no certificate in DER, PEM or PKCS #7")
 	}
 	whose := faultIn(r.Answered, r.Status, r.RetryAfter, r.Err)
-	if ctx.Err() == context.Canceled {
+	switch {
+	case ctx.Err() == context.Canceled:
 		whose = notAsked
+	case whose != schedule.Host:
+		whose = schedule.URL // others would get the same file
 	}
 	err := fmt.Errorf("GET: %w", r.Err)
 	return nil, &HTTPError{URL: p.url, StatusCode: r.Status, RetryAfter: r.RetryAfter, Err: err, fault: whose}

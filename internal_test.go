@@ -283,12 +283,12 @@ func TestFaultsOfFetchIssuer(t *testing.T) {
 		want      schedule.Fault
 	}{
 		{"no connection", testhttp.ClosedServer(), schedule.Host},
-		{"404", testhttp.NewServer(t, testhttp.RepliesStatus(404)), schedule.Certificate},
-		{"500", testhttp.NewServer(t, testhttp.RepliesStatus(500)), schedule.CA},
+		{"404", testhttp.NewServer(t, testhttp.RepliesStatus(404)), schedule.URL},
+		{"500", testhttp.NewServer(t, testhttp.RepliesStatus(500)), schedule.URL},
 		{"429", testhttp.NewServer(t, testhttp.RepliesStatus(429)), schedule.URL},
-		{"a web page", testhttp.NewServer(t, testhttp.Replies(200, "text/html", "<html>")), schedule.CA},
+		{"a web page", testhttp.NewServer(t, testhttp.Replies(200, "text/html", "<html>")), schedule.URL},
 		{"somebody else", testhttp.NewServer(t, testhttp.Replies(200, "application/pkix-cert", string(faultsCA().Root.Raw))), schedule.Certificate},
-		{"not HTTP", testhttp.ServeRaw(t, testhttp.Says("SSH-2.0-OpenSSH_9.9\r\n")), schedule.CA},
+		{"not HTTP", testhttp.ServeRaw(t, testhttp.Says("SSH-2.0-OpenSSH_9.9\r\n")), schedule.URL},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			leaf := faultsCA().Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}, IssuerURLs: []string{tt.url, "ldap:///CN=CA"}}).Leaf

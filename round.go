@@ -55,8 +55,11 @@ type outcome struct {
 	final     bool // there is no point in another round
 	deferred  bool // another process has the lock, or the cache has nothing: not a round, look again at due, or now if that is zero
 	due       time.Time
-	cached    bool // response came from the cache
-	asked     bool // the Fetcher was asked for a response
+	turns     bool              // to others, whom it asks for the issuer, or to the responders again; deferred is true
+	to        []schedule.Source // whom, or would, if the issuer were there
+	sought    bool              // the IssuerFetcher was asked, in the issuer's turn
+	cached    bool              // response came from the cache
+	asked     bool              // the Fetcher was asked for a response
 	responder string
 	began     time.Time
 }
@@ -124,7 +127,7 @@ func (r *round) attempt(task schedule.Task) outcome {
 	if task == schedule.Peek && r.localIssuer() == nil {
 		return peek
 	}
-	if o := r.findIssuer(); o.err != nil {
+	if o := r.findIssuer(); o.err != nil || o.deferred {
 		return o
 	}
 	r.adoptCarried(r.issuer)
@@ -153,21 +156,43 @@ func (r *round) attempt(task schedule.Task) outcome {
 	return r.fetch()
 }
 
-// findIssuer finds the issuer, asking the Fetcher if need be. The outcome is that of the round if it has an error.
+// findIssuer finds the issuer. The outcome is that of the round if it has an error or is deferred: the Fetcher is asked in
+// a round of its own, which waits for its turn, and for the end of a pause, where issuers are asked for.
 func (r *round) findIssuer() (o outcome) {
 	if err := unanswerable(r.leaf, wall.Now()); err != nil {
 		return outcome{err: err, final: true}
 	}
 	r.engine.mu.Lock()
 	r.joined = false
+	seeking := r.seeking
 	r.engine.mu.Unlock()
-	if r.issuer = r.localIssuer(); r.issuer != nil {
+	r.issuer = r.localIssuer()
+	if seeking {
+		o.to, _ = sources(r.engine.fetcher, r.leaf)
+	}
+	switch {
+	case r.issuer != nil && seeking:
+		o.deferred, o.turns = true, true
+		return o
+	case r.issuer != nil:
 		return o
 	}
 	if needs := mldsa.SignatureNeeds(r.leaf); needs != nil {
 		return outcome{err: fmt.Errorf("staple: nobody can tell who issued %s: %w: it has %w", name.Of(r.leaf), ErrNoIssuer, needs), final: true}
 	}
-	if f, ok := r.engine.fetcher.(IssuerFetcher); ok {
+	f, ok := r.engine.fetcher.(IssuerFetcher)
+	if ok && !seeking {
+		known, to, err := knownIssuers(r.engine.fetcher, r.leaf)
+		if r.issuer = issuers.Of(r.leaf, known); r.issuer != nil {
+			r.setIssuer(r.issuer)
+			return o
+		}
+		if err == nil { // else it is what FetchIssuer says, too
+			return outcome{deferred: true, turns: true, to: to}
+		}
+	}
+	if ok {
+		o.sought = seeking
 		ctx, cancel := context.WithTimeout(r.ctx, r.engine.fetchTimeout)
 		defer cancel()
 		candidates, err := f.FetchIssuer(ctx, r.leaf)
@@ -183,20 +208,25 @@ func (r *round) findIssuer() (o outcome) {
 	switch {
 	case r.issuer != nil:
 		r.setIssuer(r.issuer)
-		return outcome{}
+		return outcome{deferred: seeking, turns: seeking, to: o.to, sought: o.sought}
 	case errors.Is(o.err, ErrNoResponder):
 		return outcome{err: o.err, final: true}
 	case !errors.Is(o.err, ErrNoIssuer):
-		o.err = errors.Join(ErrNoIssuer, o.err)
+		o.err = fmt.Errorf("%w: %w", ErrNoIssuer, o.err)
 	}
 	candidates, unusable := r.candidates()
 	unusable = append(unusable, issuers.Unusable(r.leaf, candidates)...)
 	if len(unusable) > 0 {
 		o.err = fmt.Errorf("%w: %w", o.err, errors.Join(unusable[:min(len(unusable), 3)]...))
 	}
-	o.err = fmt.Errorf("staple: nobody is known who issued %s; put the issuer's certificate into the chain, "+
-		"after the leaf, or into Stapler.Issuers: %w", name.Of(r.leaf), o.err)
+	o.err = lacksIssuer(r.leaf, o.err)
 	return o
+}
+
+// lacksIssuer returns an error that says what helps where the issuer is not found, which err says.
+func lacksIssuer(leaf *x509.Certificate, err error) error {
+	return fmt.Errorf("staple: nobody is known who issued %s; put the issuer's certificate into the chain, "+
+		"after the leaf, or into Stapler.Issuers: %w", name.Of(leaf), err)
 }
 
 // mayDefer reports whether the round may wait once more for the process that has the lock.

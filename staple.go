@@ -400,8 +400,8 @@ type Status struct {
 	RevocationReason    int       // of RFC 5280, section 5.3.1, such as ocsp.KeyCompromise
 	ThisUpdate          time.Time // of the response held; zero: none is
 	Expires             time.Time // the end of the response held; zero: none is
-	NextRefresh         time.Time // when the responder is asked next; zero: not any more
-	PausedUntil         time.Time // when the pause that it waits for lets the next request through, about this certificate or another one; zero: it waits for none
+	NextRefresh         time.Time // when the responder is asked next; while PausedUntil is set, not before: see there. Zero: not any more
+	PausedUntil         time.Time // when the pause that it waits for lets the next request through, about this certificate or, of many that wait, more likely another one; each that fails begins a new pause. Zero: it waits for none
 	PauseErr            error     // the last failure of others, for which it waits
 	LastAttempt         time.Time // when the last round began; zero: none has
 	Responder           string    // the URL that answered last; empty: none has, or the Fetcher does not tell
@@ -437,7 +437,7 @@ func (c *Certificate) status() Status {
 		st.RevokedAt, st.RevocationReason = said.RevokedAt, said.Reason
 	}
 	if !g.closed {
-		st.PausedUntil, st.PauseErr = e.item.Pause()
+		st.PausedUntil, st.PauseErr = e.item.Pause(wall.Now())
 	}
 	now := wall.Now()
 	st.State = st.state(e.item.Ending(now), now)

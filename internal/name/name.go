@@ -1,6 +1,6 @@
 // Package name says in errors and logs which certificate is meant, when, and why: [Of] names a certificate, [Parts] does
-// so in two parts, [Serial] shows a serial number, [Time] a moment, [Reason] why a certificate was revoked. What comes
-// out is printable and of bounded length, whatever went in.
+// so in two parts, [Serial] shows a serial number, [Time] a moment, [Reason] why a certificate was revoked, [Printable]
+// any text. What comes out is printable and of bounded length, whatever went in.
 package name
 
 import (
@@ -10,6 +10,8 @@ import (
 	"math/big"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
@@ -87,3 +89,16 @@ var reasons = map[int]string{0: "unspecified", 1: "keyCompromise", 2: "cAComprom
 
 // Reason returns the name of a reason for a revocation, or its number if it has none.
 func Reason(n int) string { return cmp.Or(reasons[n], fmt.Sprint(n)) }
+
+// Printable returns s, cut after limit bytes, without what a terminal or a log might take for more than text.
+func Printable(s string, limit int) string {
+	if len(s) > limit {
+		s = s[:limit] + "..."
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return utf8.RuneError
+	}, s)
+}

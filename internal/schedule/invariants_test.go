@@ -85,6 +85,7 @@ type census struct {
 	waiting  [classes]int32
 	inFlight int32
 	kids     int32
+	items    map[*Item]bool
 }
 
 // checkTree checks that each node counts what is beneath it, and that there are no others.
@@ -94,7 +95,7 @@ func checkTree(s *Schedule, items []*Item) error {
 	nodes := make(map[*node]*census)
 	at := func(n *node) *census {
 		if nodes[n] == nil {
-			nodes[n] = new(census)
+			nodes[n] = &census{items: make(map[*Item]bool)}
 		}
 		return nodes[n]
 	}
@@ -106,6 +107,11 @@ func checkTree(s *Schedule, items []*Item) error {
 			continue
 		}
 		routes[it.route]++
+		for _, end := range it.route.ends {
+			for n := end.parent; n != nil; n = n.parent {
+				at(n).items[it] = true
+			}
+		}
 		if it.queued == inRoute {
 			for _, end := range it.route.ends {
 				for n := end; n != nil; n = n.parent {
@@ -149,6 +155,8 @@ func checkTree(s *Schedule, items []*Item) error {
 			return fmt.Errorf("node %v is forgotten", n.key)
 		case n.level != routeLevel && (n.kids != c.kids || n.parent == nil && n.level != hostLevel):
 			return fmt.Errorf("%d nodes beneath %v, counted: %d", c.kids, n.key, n.kids)
+		case int(n.items) != len(c.items):
+			return fmt.Errorf("%d items beneath %v, counted: %d", len(c.items), n.key, n.items)
 		case n.waiting != c.waiting:
 			return fmt.Errorf("%v wait beneath %v, counted: %v", c.waiting, n.key, n.waiting)
 		case n.inFlight != c.inFlight:

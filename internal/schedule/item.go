@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -101,14 +102,22 @@ func (it *Item) Host() string {
 	return it.route.ends[0].host().key.url
 }
 
-// Outage names what it needs and pauses, a host, a URL, or an authority at one, with others that need the same. It
-// returns "" if nothing does.
-func (it *Item) Outage() string {
+// An Outage is the pause of what an Item needs.
+type Outage struct {
+	ID    string // the same for all that need the same; "": nothing pauses
+	Fault string // who pauses, in words
+	Items int    // that can be asked about there, though some of them elsewhere as well
+	Err   error  // the last failure
+}
+
+// Outage returns the pause that keeps it waiting, or would if it was due.
+func (it *Item) Outage() Outage {
 	by := it.route.blocks()
 	if by == nil {
-		return ""
+		return Outage{}
 	}
-	return fmt.Sprint(by.level, " ", by.key.url, " ", by.key.ca)
+	who := [...]string{hostLevel: "host ", urlLevel: "URL ", caLevel: "CA at "}[by.level] + cmp.Or(by.key.url, "unknown")
+	return Outage{fmt.Sprint(by.level, " ", by.key.url, " ", by.key.ca), who, int(by.items), by.pause.err}
 }
 
 // Ending reports whether its staple ends soon and nothing newer has come though it should have: a quarter of what was left
@@ -125,7 +134,7 @@ func (it *Item) Ending(now time.Time) bool {
 
 // Pause returns the last failure of others for which it waits, and when their pause lets the next request through, which
 // may be about another one. Zero: no pause keeps it waiting.
-func (it *Item) Pause() (until time.Time, err error) {
+func (it *Item) Pause(now time.Time) (until time.Time, err error) {
 	if it.route == nil || it.forced {
 		return time.Time{}, nil
 	}
@@ -133,7 +142,7 @@ func (it *Item) Pause() (until time.Time, err error) {
 	if by == nil {
 		return time.Time{}, nil
 	}
-	opens := it.route.opens()
+	opens := it.opens(wall.MicroOf(now))
 	switch it.stands() {
 	case Idle, Working:
 		return time.Time{}, nil

@@ -197,7 +197,7 @@ func TestAPauseHasAReasonAndAnEndForThoseThatItKeepsWaiting(t *testing.T) {
 	s.ok(held)
 	free := func(it *Item) {
 		t.Helper()
-		until, err := it.Pause()
+		until, err := it.Pause(s.now)
 		require.Zero(t, until)
 		require.NoError(t, err)
 	}
@@ -212,7 +212,7 @@ func TestAPauseHasAReasonAndAnEndForThoseThatItKeepsWaiting(t *testing.T) {
 		}
 	}
 	for _, it := range []*Item{failed, waits} {
-		until, err := it.Pause()
+		until, err := it.Pause(s.now)
 		require.True(t, until.After(s.now))
 		require.Equal(t, until, s.NextAsk(it, s.now))
 		require.ErrorIs(t, err, errTest)
@@ -229,4 +229,80 @@ func TestAPauseHasAReasonAndAnEndForThoseThatItKeepsWaiting(t *testing.T) {
 	s.Rest(waits, s.now)
 	free(waits)
 	free(new(Item))
+}
+
+func TestWhenItIsAskedNextIsKnownBeforeItsWorkerIsFree(t *testing.T) {
+	for _, held := range []bool{false, true} {
+		s := newScript(t, 4)
+		it := s.add("ca", "h/")
+		require.Equal(t, it, s.next())
+		most := 5 * time.Second
+		if held {
+			s.end(it, newer(s.now, time.Hour))
+			s.pass(time.Hour / 2 / 10 * 11)
+			require.Equal(t, it, s.next())
+			most = 5*time.Minute + time.Second
+		}
+		s.Done(it, s.failed(it, Answer{Fault: Host}), s.now)
+		told := s.NextAsk(it, s.now)
+		until, _ := it.Pause(s.now)
+		require.Equal(t, told, until)
+		s.Free(it, s.now)
+		require.Equal(t, told, s.NextAsk(it, s.now))
+		require.Less(t, told.Sub(s.now), most)
+		got, after := s.await()
+		require.Equal(t, it, got)
+		require.Equal(t, told, s.now, after)
+	}
+}
+
+// TestMove moves one whose host pauses to another host, in each state.
+func TestMove(t *testing.T) {
+	for _, state := range []State{Scheduled, Waiting, Working, Storing} {
+		t.Run(state.String(), func(t *testing.T) {
+			s := newScript(t, 4)
+			it := s.add("ca", "h/")
+			if state == Waiting {
+				require.Equal(t, it, s.next())
+				s.fail(it, Host)
+			} else {
+				s.bring(it, state, s.failed(it, Answer{Source: at("h/"), Fault: Host}))
+			}
+			s.Move(it, []Source{at("other/")}, s.now)
+			s.check()
+			switch state {
+			case Working:
+				s.end(it, Outcome{Result: Elsewhere, At: []Source{at("other/")}})
+			case Storing:
+				s.Free(it, s.now)
+			}
+			require.Equal(t, it, s.next())
+			require.Equal(t, "other", it.Host())
+			s.ok(it)
+		})
+	}
+}
+
+func TestWhoeverGaveWhatItTakesToGoOnElsewhereIsWell(t *testing.T) {
+	s := newScript(t, 16)
+	for range 100 {
+		s.add("ca", "issuers/")
+	}
+	for _, it := range s.all() {
+		s.fail(it, Host)
+	}
+	it, _ := s.await()
+	s.end(it, Outcome{Result: Elsewhere, Asked: true, At: []Source{at("h/")}})
+	require.Equal(t, recovering, s.tree.nodes[nodeKey{level: hostLevel, url: "issuers"}].pause.state)
+	require.Len(t, s.all(), 3, "two there, and one elsewhere")
+
+	s = newScript(t, 16)
+	it = s.add("ca", "h/")
+	s.add("ca", "h/")
+	require.Equal(t, it, s.next())
+	s.fail(it, Host)
+	it, _ = s.await()
+	s.end(it, Outcome{Result: Elsewhere, At: []Source{at("issuers/")}})
+	require.Equal(t, paused, s.tree.nodes[nodeKey{level: hostLevel, url: "h"}].pause.state, "nobody was asked there")
+	require.Equal(t, []*Item{it}, s.all()[:1])
 }

@@ -105,8 +105,8 @@ func naivelyRetry(n *naive, e *entry, retryAfter time.Duration) span {
 	return span{max(w.from, n.now+min(asked, patience)), max(w.to, n.now+min(asked*11/10, patience))}
 }
 
-// done is what came of a round, before which it was in a cohort or not.
-func (n *naive) done(e *entry, o Outcome, inCohort bool) {
+// done is what came of a round, before which it was in a cohort or not, and for which an authority was asked or nobody.
+func (n *naive) done(e *entry, o Outcome, inCohort bool, via scope) {
 	old, was := e.held, e.name
 	e.state, e.then = Storing, Idle
 	if e.counted && o.Result == Deferred {
@@ -115,10 +115,10 @@ func (n *naive) done(e *entry, o Outcome, inCohort bool) {
 	if e.it.gone {
 		return
 	}
-	if o.Asked {
+	if o.Asked && o.Result != Elsewhere {
 		e.askedAt = e.began
 	}
-	if o.Result != Deferred {
+	if o.Result != Deferred && o.Result != Elsewhere {
 		e.told, e.forced, e.peeked = true, false, false
 	}
 	if o.CA != "" && o.CA != e.ca {
@@ -137,6 +137,11 @@ func (n *naive) done(e *entry, o Outcome, inCohort bool) {
 		if o.Asked {
 			shared, retryAfter = naivelyBlame(n, e, o)
 		}
+	case Elsewhere:
+		if o.Asked && via != (scope{}) {
+			naivelyWell(n, e, via)
+		}
+		n.move(e, o.At)
 	}
 	e.then = Scheduled
 	switch {
@@ -155,6 +160,9 @@ func (n *naive) done(e *entry, o Outcome, inCohort bool) {
 		return
 	case o.Result == Unchanged:
 		e.due = naivelyUnchangedDue(n, e, inCohort)
+	case o.Result == Elsewhere:
+		e.due = n.now
+		return
 	case o.Result == Deferred:
 		until := max(o.Until.UnixMicro(), 1)
 		e.due = naivelyDueIn(n, e, span{until, until})
@@ -189,9 +197,13 @@ func naivelyAnswered(n *naive, e *entry, by Source) {
 	} else {
 		e.route([]Source{by})
 	}
-	ca := n.trouble(scope{by.Host, "u" + by.URL, e.ca, ""})
+	naivelyWell(n, e, scope{by.Host, "u" + by.URL, e.ca, ""})
+}
+
+func naivelyWell(n *naive, e *entry, at scope) {
+	ca := n.trouble(at)
 	ca.refused, ca.unknown = nil, 0
-	for _, sc := range []scope{{host: by.Host}, {host: by.Host, url: "u" + by.URL}, {by.Host, "u" + by.URL, e.ca, ""}} {
+	for _, sc := range []scope{{host: at.host}, {host: at.host, url: at.url}, at} {
 		naivelySucceed(n, n.trouble(sc), e)
 	}
 }

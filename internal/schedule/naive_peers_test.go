@@ -72,7 +72,7 @@ func naivelyPutOff(n *naive, e *entry) span {
 		last := n.now
 		for _, sc := range w[:3] {
 			if naivelyPaused(n, sc) {
-				last = max(last, naivelyOpens(n, sc, false))
+				last = max(last, naivelyOpens(n, sc, true))
 			}
 		}
 		opens = min(opens, last)

@@ -419,6 +419,31 @@ func (n *naive) refreshNow(e *entry) {
 	}
 }
 
+// move makes it be asked about elsewhere, as if it never was before.
+func (n *naive) move(e *entry, at []Source) {
+	e.route(at)
+	e.tries, e.fails, e.shared, e.peeked = 0, 0, 0, false
+}
+
+// moveNow does so between two rounds.
+func (n *naive) moveNow(e *entry, at []Source) {
+	switch {
+	case e.state == Working:
+		return
+	case e.state == Storing && e.then != Idle && !e.forced:
+		e.then, e.due = Scheduled, n.now
+	}
+	from, forced := e.at[0].Host, e.where == inAsked
+	naivelyWithdraw(n, e)
+	if forced && !slices.ContainsFunc(n.entries, func(o *entry) bool { return o.where == inAsked && o.at[0].Host == from }) {
+		delete(n.asked, from)
+	}
+	n.move(e, at)
+	if e.state != Storing && e.state != Idle {
+		n.comeDue(e)
+	}
+}
+
 // step is the clock being set.
 func (n *naive) step() {
 	for _, t := range n.scopes {

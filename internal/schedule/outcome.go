@@ -14,14 +14,16 @@ const (
 	Newer     Result = iota // something newer is held now
 	Unchanged               // there is nothing newer
 	Failed
-	Deferred // nobody was asked: it is to be tried again
-	Final    // there is nobody to ask
+	Deferred  // nobody was asked: it is to be tried again
+	Final     // there is nobody to ask
+	Elsewhere // it is to be asked about at other URLs, now: see Schedule.Move
 )
 
 // An Outcome is what came of a round.
 type Outcome struct {
 	Result     Result
-	Asked      bool          // somebody was asked about the certificate
+	Asked      bool          // somebody was asked about the certificate; if Result is Elsewhere, and gave what it takes to go on there
+	At         []Source      // where it is to be asked about, if Result is Elsewhere
 	CA         string        // the authority of which it turned out to be a certificate; empty: as it was
 	Held       Held          // if it is newer
 	By         Source        // who answered, if Result is Newer or Unchanged; empty: nobody knows
@@ -55,10 +57,10 @@ func (s *Schedule) Done(it *Item, o Outcome, now time.Time) {
 	if it.gone {
 		return
 	}
-	if o.Asked {
+	if o.Asked && o.Result != Elsewhere {
 		it.age = it.began.at
 	}
-	if o.Result != Deferred {
+	if o.Result != Deferred && o.Result != Elsewhere {
 		it.toldFirst = true
 		it.forced, it.peeked = false, false
 	}
@@ -78,6 +80,11 @@ func (s *Schedule) Done(it *Item, o Outcome, now time.Time) {
 			shared, retryAfter = s.tree.blame(it, o)
 			s.dismiss()
 		}
+	case Elsewhere:
+		if o.Asked && end != nil {
+			s.tree.well(end.parent, it)
+		}
+		s.move(it, o.At)
 	}
 	it.then = Scheduled
 	switch {
@@ -94,6 +101,8 @@ func (s *Schedule) Done(it *Item, o Outcome, now time.Time) {
 		s.release(c)
 	case o.Result == Unchanged:
 		it.due = it.unchanged(s.tree.now, s.tree.rand)
+	case o.Result == Elsewhere:
+		it.due = s.tree.now
 	case o.Result == Deferred:
 		it.due = it.clip(wall.MicroOf(o.Until), s.tree.now)
 	case shared:
@@ -152,7 +161,11 @@ func (t *tree) answered(it *Item, by Source) {
 		t.reroute(it, r.ca, []Source{by})
 		r = it.route
 	}
-	ca := r.nodeOf(by.URL, caLevel)
+	t.well(r.nodeOf(by.URL, caLevel), it)
+}
+
+// well notes that a request about it showed that nothing is wrong with ca, an authority at a URL, and all above it.
+func (t *tree) well(ca *node, it *Item) {
 	ca.pause.refused = nil
 	for n := ca; n != nil; n = n.parent {
 		t.succeed(n, it)
@@ -213,6 +226,13 @@ func (t *tree) blame(it *Item, o Outcome) (shared bool, retryAfter time.Duration
 		}
 	}
 	return shared && !own, retryAfter
+}
+
+// move makes it be asked about at other URLs, whose failures say nothing of those before.
+func (s *Schedule) move(it *Item, at []Source) {
+	s.part(it)
+	s.tree.reroute(it, it.route.ca, at)
+	it.tries, it.fails, it.shared, it.peeked = 0, 0, 0, false
 }
 
 // reroute makes it take another route than before.

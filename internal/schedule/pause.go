@@ -96,9 +96,11 @@ func interval(outage int64) int64 {
 func comfortable(outage int64) int64 { return min(max(5*minute, outage/10), hour) }
 
 // opens returns when a pause lets the next request through, if it is called, that is a peer's, or not.
-func (n *node) opens(called bool) int64 {
+func (n *node) opens(called bool) int64 { return n.opensFor(n.waiting, called) }
+
+// opensFor returns when it would if so many of each class waited.
+func (n *node) opensFor(w [classes]int32, called bool) int64 {
 	p := &n.pause
-	w := &n.waiting
 	bare := w[fresh] + w[unstapled] + w[patient]
 	at := p.failedAt + comfortable(p.lasted)
 	if called || bare+w[nearEnd] > 0 {
@@ -111,7 +113,7 @@ func (n *node) opens(called bool) int64 {
 		at = min(at, max(p.wanted, p.failedAt+minPause))
 	}
 	asked := p.until
-	if called || bare > 0 || *w == [classes]int32{} {
+	if called || bare > 0 || w == [classes]int32{} {
 		asked = min(asked, p.failedAt+hour)
 	}
 	if n.queue.len() > 0 {

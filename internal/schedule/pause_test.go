@@ -32,8 +32,9 @@ func TestWhatIsAtFaultPausesAndNothingElse(t *testing.T) {
 		it := s.add("ca1", "h1/1")
 		require.Equal(t, it, s.next())
 		s.fail(it, tt.fault)
-		first := it.Outage()
+		first := it.Outage().ID
 		require.Equal(t, tt.fault == Certificate, first == "")
+		require.Equal(t, map[Fault]string{CA: "CA at h1/1", URL: "URL h1/1", Host: "host h1"}[tt.fault], it.Outage().Fault)
 		s.pass(time.Microsecond)
 		sameCA, sameURL := s.add("ca1", "h1/1"), s.add("ca2", "h1/1")
 		sameHost, other := s.add("ca2", "h1/2"), s.add("ca2", "h2/1")
@@ -44,8 +45,9 @@ func TestWhatIsAtFaultPausesAndNothingElse(t *testing.T) {
 			if want {
 				outage = ""
 			}
-			require.Equal(t, outage, it.Outage(), "fault %d", tt.fault)
+			require.Equal(t, outage, it.Outage().ID, "fault %d", tt.fault)
 		}
+		require.Equal(t, map[Fault]int{CA: 2, URL: 3, Host: 4}[tt.fault], it.Outage().Items)
 	}
 }
 

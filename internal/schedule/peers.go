@@ -113,7 +113,7 @@ func (s *Schedule) putOff(it *Item, tell bool) {
 		return
 	}
 	wait := min(h.patience(s.tree.now)/4, 5*minute)
-	s.schedule(it, it.clip(max(it.route.opens(), s.tree.now)+minPause+s.tree.rand.jitter(wait), s.tree.now))
+	s.schedule(it, it.clip(max(it.opens(s.tree.now), s.tree.now)+minPause+s.tree.rand.jitter(wait), s.tree.now))
 }
 
 // dismiss puts peers off that wait where a pause lets nobody through any more.

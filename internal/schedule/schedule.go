@@ -31,6 +31,9 @@
 // host among equals. Who is at fault for a failure pauses
 // (host, URL, or authority at a URL), and it is a tree of these that the items wait in: see tree and pause. When
 // an item is due is in plan.go.
+//
+// What is asked for need not be the same each time: an item whose issuer is to be found first waits where that is, and
+// goes on from there to its responders ([Elsewhere], [Schedule.Move]). Both pause in the same way.
 package schedule
 
 import (
@@ -199,6 +202,29 @@ func (s *Schedule) Refresh(it *Item, now time.Time) {
 		s.withdraw(it)
 		s.comeDue(it)
 	}
+}
+
+// Move says that it is to be asked about at other URLs, now. What was asked about it before was something else, such as
+// for its issuer. Of a round that is under way, Done says so.
+func (s *Schedule) Move(it *Item, at []Source, now time.Time) {
+	s.tree.now = wall.MicroOf(now)
+	switch {
+	case it.gone, it.state == Working:
+		return
+	case it.state == Storing:
+		s.move(it, at)
+		if it.then != Idle && !it.forced {
+			it.then, it.due = Scheduled, s.tree.now
+		}
+	default:
+		dormant := it.dormant
+		s.withdraw(it)
+		s.move(it, at)
+		if it.dormant = dormant; it.state != Idle {
+			s.comeDue(it)
+		}
+	}
+	s.watch(it)
 }
 
 // When returns when to look again; zero: there is no need to.
@@ -402,8 +428,8 @@ func (s *Schedule) Notices() []Notice {
 	return all
 }
 
-// NextAsk returns when it will be asked about, as far as can be told: when it is due, or when what it needs lets
-// it through. Zero: not any more.
+// NextAsk returns when it will be asked about, or not before which time: when it is due, or when the pause of what it needs
+// lets a request through, which may be about another one that waits for the same. Zero: not any more.
 func (s *Schedule) NextAsk(it *Item, now time.Time) time.Time {
 	s.tree.now = wall.MicroOf(now)
 	at := s.tree.now
@@ -424,7 +450,7 @@ func (s *Schedule) NextAsk(it *Item, now time.Time) time.Time {
 	if it.forced {
 		return timeOf(at)
 	}
-	if at = it.clip(max(at, it.route.opens()), s.tree.now); at == far {
+	if at = it.clip(max(at, it.opens(s.tree.now)), s.tree.now); at == far {
 		return time.Time{}
 	}
 	return timeOf(at)

@@ -81,7 +81,7 @@ func (m *sim) at() time.Time { return time.UnixMicro(m.now) }
 
 // brief returns o in a few words.
 func brief(o Outcome) string {
-	b := []string{[]string{"newer", "unchanged", "failed", "deferred", "final"}[o.Result]}
+	b := []string{[]string{"newer", "unchanged", "failed", "deferred", "final", "elsewhere"}[o.Result]}
 	if o.Asked {
 		b = append(b, "asked")
 	}
@@ -159,7 +159,7 @@ func (m *sim) operate() {
 		}
 		return of[m.upTo(len(of))]
 	}
-	switch m.upTo(28) {
+	switch m.upTo(29) {
 	case 0, 1:
 		if len(m.items) < 24 {
 			m.add()
@@ -238,6 +238,11 @@ func (m *sim) operate() {
 			m.setPeer(it, m.upTo(2) == 0)
 		}
 	case 23:
+		if it := one(m.items); it != nil {
+			at := m.sources()
+			m.do(func() { m.Move(it, at, m.at()) }, func(n *naive) { n.moveNow(n.of(it), at) }, "Move %d to %v", m.number(it), at)
+		}
+	case 28:
 		scope := Source{Host: fmt.Sprint("h", m.upTo(3))}
 		m.weather[scope] = Fault(m.upTo(int(Host) + 2))
 	}
@@ -249,14 +254,19 @@ func (m *sim) source() Source {
 	return Source{Host: fmt.Sprint("h", i/2), URL: fmt.Sprint("u", i)}
 }
 
-func (m *sim) add() {
-	it := &Item{Owner: len(m.log)}
-	var at []Source
+// sources returns some of them, or none.
+func (m *sim) sources() (at []Source) {
 	for range m.upTo(4) {
 		if s := m.source(); !slices.Contains(at, s) {
 			at = append(at, s)
 		}
 	}
+	return at
+}
+
+func (m *sim) add() {
+	it := &Item{Owner: len(m.log)}
+	at := m.sources()
 	ca := fmt.Sprint("ca", m.upTo(3))
 	expires := m.now + []int64{hour, 10 * day, 1000 * day, 1000 * day, 1000 * day}[m.upTo(5)]
 	peer := m.peers > 0 && m.upTo(m.peers) == 0
@@ -347,12 +357,15 @@ func (m *sim) next() bool {
 func (m *sim) done(it *Item, o Outcome) {
 	m.working = slices.DeleteFunc(m.working, func(o *Item) bool { return o == it })
 	m.storing = append(m.storing, it)
-	if o.Asked && m.number(it)%4 == 0 { // its chain has lied, now and then
+	if o.Asked && o.Result != Elsewhere && m.number(it)%4 == 0 { // its chain has lied, now and then
 		o.CA = fmt.Sprint("ca", m.naive.op/4%3)
 	}
-	inCohort := it.cohort != nil
+	inCohort, via := it.cohort != nil, scope{}
+	if it.via != nil {
+		via = naivelyPath(m.naive, m.naive.of(it))[2]
+	}
 	m.do(func() { m.Done(it, o, m.at()) }, func(n *naive) {
-		n.done(n.of(it), o, inCohort)
+		n.done(n.of(it), o, inCohort, via)
 		if o.Result == Failed && o.Asked && !it.gone {
 			n.dismiss(nil)
 		}
@@ -387,6 +400,8 @@ func (m *sim) outcome(it *Item) Outcome {
 			return Outcome{Result: Final, Asked: m.upTo(2) == 0}
 		}
 		return Outcome{Result: Failed, Err: errTest}
+	case 5:
+		return Outcome{Result: Elsewhere, Asked: m.upTo(2) == 0, At: m.sources()}
 	}
 	o := Outcome{Result: Failed, Asked: true, Err: errTest, RetryAfter: m.retryAfter()}
 	urls := it.route.urls

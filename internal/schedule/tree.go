@@ -50,6 +50,7 @@ type node struct {
 	queue    queue[*node]
 	waiting  [classes]int32 // beneath
 	kids     int32
+	items    int32 // that take a route beneath
 	inFlight int32
 	pause    pause
 	visitors *visitors // of a host
@@ -99,7 +100,20 @@ func (t *tree) route(ca string, urls []Source) *route {
 		t.routes[key] = r
 	}
 	r.refs++
+	r.count(1)
 	return r
+}
+
+// count says that so many items more take r.
+func (r *route) count(d int32) {
+	for i, end := range r.ends {
+		ca, host := end.parent, end.host()
+		ca.items += d
+		ca.parent.items += d
+		if !slices.ContainsFunc(r.ends[:i], func(o *node) bool { return o.host() == host }) {
+			host.items += d
+		}
+	}
 }
 
 func (t *tree) node(k nodeKey, host string) *node {
@@ -124,6 +138,7 @@ func (t *tree) node(k nodeKey, host string) *node {
 
 // leave says that one item less takes the route.
 func (t *tree) leave(r *route) {
+	r.count(-1)
 	if r.refs--; r.refs > 0 {
 		return
 	}
@@ -336,14 +351,19 @@ func (t *tree) await(it *Item) {
 	}
 }
 
-// opens returns when the first of its URLs lets a request through; 0: there is one that does not pause.
-func (r *route) opens() int64 {
+// opens returns when the first of the URLs where it is asked about lets a request through, once it waits there; 0: there is
+// one that does not pause.
+func (it *Item) opens(now int64) int64 {
 	first := far
-	for _, end := range r.ends {
+	for _, end := range it.route.ends {
 		last := int64(0)
 		for n := end.parent; n != nil; n = n.parent {
 			if n.pause.state == paused {
-				last = max(last, n.opens(false))
+				waiting := n.waiting
+				if it.queued != inRoute && !it.peer {
+					waiting[it.urgency(now)]++
+				}
+				last = max(last, n.opensFor(waiting, it.peer))
 			}
 		}
 		first = min(first, last)

@@ -14,6 +14,7 @@
 //	recovers       how soon the log says that a cache works again
 //	night          the log of a night, which is in docs/operations.md
 //	rogue, blocked what Staplers call that panics, ends the goroutine, blocks, or uses its memory again
+//	issuer*        chains that lack the issuer, and hosts that should have it and fail
 //	missed         what was missed at first: answers that contradict each other, clocks, locks, reloads
 //	restart        more certificates at a start than the cache tells about before TLSConfig returns
 //	dircache, crash, processes
