@@ -71,6 +71,7 @@ func (d *driver) run() {
 		go d.work(it.Owner.(*entry), task)
 	}
 	d.arm()
+	g.files.stir()
 }
 
 // work does one round, or looks into the cache alone.
