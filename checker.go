@@ -384,7 +384,7 @@ func (q *inquiry) why(e *entry) (err error, closed bool) {
 	g := q.engine
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	_, paused := e.item.Pause()
+	_, paused := e.item.Pause(g.driver.now())
 	held := e.known.Held()
 	switch {
 	case g.closed:

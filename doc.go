@@ -12,9 +12,9 @@
 // clone that staples and changes nothing else, whether its certificates come from
 // Certificates, GetCertificate, GetConfigForClient or GetClientCertificate. To
 // look after one certificate without wrapping a configuration, pass it to
-// [Stapler.Add], whose result has a method for tls.Config.GetCertificate, and
-// others to wait for the first response, to ask for a new one now, and to see how
-// it stands.
+// [Stapler.Add], or its files to [Stapler.AddFiles]. The result has a method for
+// tls.Config.GetCertificate; that of Add has others to wait for the first response,
+// to ask for a new one now, and to see how it stands.
 //
 // # How it works
 //
@@ -46,11 +46,12 @@
 // Two functions add a certificate of their own to a configuration, which crypto/tls
 // then serves, without a staple, to clients that name no server, and to all if the
 // configuration has no other. Give [net/http.Server.ListenAndServeTLS] and ServeTLS
-// empty file names, and load the files yourself:
+// empty file names, and the names to [Stapler.AddFiles], which follows the files when
+// they are renewed:
 //
-//	cert, err := tls.LoadX509KeyPair("cert.pem", "key.pem")
+//	_, err := stapler.AddFiles("cert.pem", "key.pem")
 //	...
-//	server.TLSConfig = stapler.TLSConfig(&tls.Config{Certificates: []tls.Certificate{cert}})
+//	server.TLSConfig = stapler.TLSConfig(nil)
 //	err = server.ListenAndServeTLS("", "")
 //
 // And start a test server on a tls.NewListener of your own rather than with

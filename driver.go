@@ -73,6 +73,7 @@ func (d *driver) run() {
 		}
 	}
 	d.arm()
+	g.files.stir()
 }
 
 // work does one round, or looks into the cache alone.

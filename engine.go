@@ -3,6 +3,7 @@ package staple
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -63,6 +64,7 @@ type engine struct {
 	schedule *schedule.Schedule
 	driver   driver
 	notices  notices
+	files    watcher
 
 	peers peers
 
@@ -108,6 +110,7 @@ func newEngine(s *Stapler) *engine {
 	g.schedule = newSchedule(s.Concurrency, s.Cache != nil)
 	g.driver.engine = g
 	g.peers.engine = g
+	g.files.init(g)
 	g.notices.init(g)
 	return g
 }
@@ -121,6 +124,7 @@ func (g *engine) close() {
 		defer cancel()
 		g.cancel()
 		g.driver.disarm()
+		defer g.files.Close(storeTimeout)()
 		if g.storage.cache != nil {
 			g.storage.cache.Forgive()
 			g.storage.storeRest()
@@ -139,6 +143,24 @@ func (g *engine) close() {
 	if f, ok := g.fetcher.(interface{ CloseIdleConnections() }); ok {
 		f.CloseIdleConnections()
 	}
+}
+
+// add is Stapler.Add. What is hidden has no place yet.
+func (g *engine) add(cert tls.Certificate, hidden bool) (*Certificate, error) {
+	leaf, err := parseLeaf(&cert)
+	if err != nil {
+		return nil, err
+	}
+	cert.Leaf = leaf
+	c := newCertificate(&cert, leaf)
+	c.hidden = hidden
+	c.slot.Kind = g.kinds.Of(c.slot.Shown())
+	if !g.register(c, leaf, cert.OCSPStaple, !hidden) {
+		return nil, fmt.Errorf("staple: cannot add %s: %w", name.Of(leaf), ErrClosed)
+	}
+	g.warnOfChain(c)
+	g.preload(c)
+	return c, nil
 }
 
 // register makes c, which has leaf and came with the staple carried, one of the engine's
@@ -171,12 +193,7 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 	if !c.returned {
 		e.plain.Store(true)
 	}
-	if c.prev = g.last; c.prev != nil {
-		c.prev.next = c
-	} else {
-		g.first = c
-	}
-	g.last = c
+	g.link(c, g.last)
 	if added {
 		g.orders++
 		c.slot.Order = g.orders
@@ -194,14 +211,19 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 		}
 	case e.issuer == nil && unanswerable(leaf, wall.Now()) == nil:
 		e.final, e.joined = false, true // the new chain may have what the others lack
-		if e.seeking && e.item.State() != schedule.Working {
-			e.seeking = false
-			g.schedule.Move(&e.item, at, g.driver.now())
-		}
+		g.found(e, at)
 		e.settled = e.settled && (e.item.State() == schedule.Waiting || e.item.State() == schedule.Following)
 	}
 	g.driver.run()
 	return true
+}
+
+// found says that e's issuer is known now, or may be, so that its responders may be asked, with mu held.
+func (g *engine) found(e *entry, at []schedule.Source) {
+	if e.seeking && e.item.State() != schedule.Working {
+		e.seeking = false
+		g.schedule.Move(&e.item, at, g.driver.now())
+	}
 }
 
 // enter makes e one that is asked about, with mu held.
@@ -259,17 +281,7 @@ func (g *engine) drop(c *Certificate) {
 		g.seen.Remove(e.key, c)
 	}
 	next := c.next
-	if next != nil {
-		next.prev = c.prev
-	} else {
-		g.last = c.prev
-	}
-	if c.prev != nil {
-		c.prev.next = c.next
-	} else {
-		g.first = c.next
-	}
-	c.next, c.prev = nil, nil
+	g.unlink(c)
 	if c.added && g.added != nil {
 		g.added.Remove(&c.slot, addedFrom(next))
 	}
@@ -298,13 +310,67 @@ func (g *engine) leave(e *entry) {
 	e.changed.broadcast()
 }
 
+// link puts c after another handle, with mu held; nil: there is none.
+func (g *engine) link(c, after *Certificate) {
+	c.prev = after
+	if after != nil {
+		c.next, after.next = after.next, c
+	} else {
+		g.first = c
+	}
+	if c.next != nil {
+		c.next.prev = c
+	} else {
+		g.last = c
+	}
+}
+
+func (g *engine) unlink(c *Certificate) {
+	if c.next != nil {
+		c.next.prev = c.prev
+	} else {
+		g.last = c.prev
+	}
+	if c.prev != nil {
+		c.prev.next = c.next
+	} else {
+		g.first = c.next
+	}
+	c.next, c.prev = nil, nil
+}
+
+// succeed lists next, which was hidden, in the place of old, which it drops; or last, if old was removed. mu is held.
+func (g *engine) succeed(old, next *Certificate) {
+	g.unlink(next)
+	next.hidden, next.added = false, true
+	if old.removed {
+		g.link(next, g.last)
+		g.orders++
+		next.slot.Order = g.orders
+		if g.added != nil {
+			g.added.Add(&next.slot)
+		}
+		return
+	}
+	g.link(next, old)
+	next.slot.Order = old.slot.Order
+	if g.added != nil {
+		g.added.Replace(&old.slot, &next.slot, addedFrom(next.next))
+	}
+	old.added = false
+	g.drop(old)
+}
+
+// certificates returns the handles of what is served, in order.
 func (g *engine) certificates() []*Certificate {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.collect()
 	var all []*Certificate
 	for c := g.first; c != nil; c = c.next {
-		all = append(all, c)
+		if !c.hidden {
+			all = append(all, c)
+		}
 	}
 	return all
 }
@@ -336,13 +402,17 @@ func addedFrom(c *Certificate) iter.Seq[*slot] {
 // await waits until done returns true, which is called with mu held and each time
 // that e changes, or until ctx ends, whose error it returns.
 func (g *engine) await(ctx context.Context, e *entry, done func() bool) error {
+	return g.awaitSignal(ctx, &e.changed, done)
+}
+
+func (g *engine) awaitSignal(ctx context.Context, s *signal, done func() bool) error {
 	for {
 		g.mu.Lock()
 		if done() {
 			g.mu.Unlock()
 			return nil
 		}
-		changed := e.changed.wait()
+		changed := s.wait()
 		g.mu.Unlock()
 		select {
 		case <-changed:
@@ -373,11 +443,13 @@ func (g *engine) lacking() error {
 	defer g.mu.Unlock()
 	var n int
 	var why []error
+	counted := make(map[*entry]bool)
 	for c := g.first; c != nil; c = c.next {
 		e := c.entry()
-		if _, stapled := c.current(); stapled || !e.mustStaple || e.handles[0] != c {
+		if _, stapled := c.current(); stapled || !e.mustStaple || c.hidden || counted[e] {
 			continue
 		}
+		counted[e] = true
 		if n++; n > named {
 			continue
 		}
@@ -405,6 +477,13 @@ func (g *engine) hasEnded(e *entry) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.ended(e)
+}
+
+// unlocked calls do while mu, which is held, is not.
+func (g *engine) unlocked(do func()) {
+	g.mu.Unlock()
+	defer g.mu.Lock() // also if do ends the goroutine
+	do()
 }
 
 // A signal tells any number of waiters that something has changed. Its zero value

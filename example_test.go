@@ -3,6 +3,8 @@ package staple_test
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log"
@@ -36,6 +38,23 @@ func newDemo() demo {
 		responder: responder,
 		cert:      ca.Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}}),
 		fetcher:   &staple.HTTPFetcher{Client: responder.Client()},
+	}
+}
+
+// write writes the certificate's chain and key in PEM.
+func (d demo) write(certFile, keyFile string) {
+	var chain []byte
+	for _, der := range d.cert.Certificate {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(d.cert.PrivateKey)
+	if err != nil {
+		log.Fatal(err)
+	}
+	err = errors.Join(os.WriteFile(certFile, chain, 0o600),
+		os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600))
+	if err != nil {
+		log.Fatal(err)
 	}
 }
 
@@ -100,6 +119,36 @@ func ExampleStapler_TLSConfig() {
 	response.Body.Close()
 	fmt.Println("stapled:", len(response.TLS.OCSPResponse) > 0)
 	// Output: stapled: true
+}
+
+// An http.Server with a certificate in files that somebody else renews.
+func ExampleStapler_AddFiles() {
+	demo := newDemo()
+	dir, err := os.MkdirTemp("", "staple")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	certFile, keyFile := filepath.Join(dir, "fullchain.pem"), filepath.Join(dir, "key.pem")
+	demo.write(certFile, keyFile) // as certbot would
+
+	stapler := staple.Stapler{Fetcher: demo.fetcher}
+	defer stapler.Close()
+	files, err := stapler.AddFiles(certFile, keyFile)
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := &http.Server{TLSConfig: stapler.TLSConfig(nil)}
+	_ = server // server.ListenAndServeTLS("", "")
+
+	demo.cert = demo.ca.Leaf(stapletest.LeafOptions{Names: []string{"renewed.example"}, Responders: []string{"http://ocsp.example"}})
+	demo.write(certFile, keyFile)
+	if err := files.Reload(context.Background()); err != nil { // or wait for ten seconds
+		log.Fatal(err)
+	}
+	st := files.Certificate().Status()
+	fmt.Println(st.Leaf.DNSNames, "stapled:", st.Stapled)
+	// Output: [renewed.example] stapled: true
 }
 
 // One certificate, without wrapping a configuration.

@@ -146,7 +146,7 @@ func (k *checking) visited(e *entry) {
 	if e.item.Asleep() {
 		e.asking.Store(true) // before the others of this moment look
 	}
-	if wake := e.item.Visit(); wake || k.maxAge > 0 {
+	if wake := e.item.Visit() && e.answer.Load() != nil; wake || k.maxAge > 0 { // ask wakes what has no answer
 		k.stir(e, wake, k.maxAge)
 	}
 }
@@ -172,6 +172,7 @@ func (p *peers) remember(cert, issuer *x509.Certificate) (*Certificate, error) {
 	if e.issuer == nil {
 		e.issuer = issuer
 		e.issuerKnown.Store(true)
+		g.found(e, at)
 	}
 	if e.peer == nil {
 		e.peer = new(Certificate)
@@ -248,7 +249,7 @@ func (k *checking) ask(e *entry) (target uint32, wait bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := g.driver.now()
-	until, paused := e.item.Pause()
+	until, paused := e.item.Pause(g.driver.now())
 	_, known := k.known(e)
 	tooOld := k.maxAge > 0 && e.known.Held() != nil && e.known.Held().Current(wall.MicroOf(now))
 	ago := wall.MicroOf(now) - e.ended

@@ -121,20 +121,7 @@ func (s *Stapler) start() *engine {
 // it is served as it is, and Wait tells why. What else is in the chain and does not parse
 // is logged.
 func (s *Stapler) Add(cert tls.Certificate) (*Certificate, error) {
-	g := s.start()
-	leaf, err := parseLeaf(&cert)
-	if err != nil {
-		return nil, err
-	}
-	cert.Leaf = leaf
-	c := newCertificate(&cert, leaf)
-	c.slot.Kind = g.kinds.Of(c.slot.Shown())
-	if !g.register(c, leaf, cert.OCSPStaple, true) {
-		return nil, fmt.Errorf("staple: cannot add %s: %w", name.Of(leaf), ErrClosed)
-	}
-	g.warnOfChain(c)
-	g.preload(c)
-	return c, nil
+	return s.start().add(cert, false)
 }
 
 // Wait waits until every certificate that is known now has had its first
@@ -159,7 +146,8 @@ func (s *Stapler) Wait(ctx context.Context) error {
 
 // Certificates returns the handles of all certificates under the Stapler's care,
 // in the order in which they came: those added, those of configurations that went
-// through TLSConfig, and those that their callbacks returned.
+// through TLSConfig, and those that their callbacks returned. One that succeeds another
+// in the same files has its place, once it serves.
 func (s *Stapler) Certificates() iter.Seq[*Certificate] {
 	g := s.start()
 	return func(yield func(*Certificate) bool) {
@@ -188,6 +176,7 @@ type Certificate struct {
 	// Guarded by engine.mu.
 	added      bool // by Add: TLSConfig chooses among these where the base has none
 	returned   bool // by a callback
+	hidden     bool // it waits for its turn to serve
 	removed    bool
 	next, prev *Certificate
 }

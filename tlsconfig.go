@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"weak"
 
@@ -24,8 +25,8 @@ const (
 // every ClientHello, crypto/tls would choose the same certificate from base. It
 // covers base's Certificates, GetCertificate, GetConfigForClient and
 // GetClientCertificate. If base is nil, or has none of the first three, servers
-// choose among the certificates that were added, in order of [Stapler.Add], by
-// the rule of crypto/tls. MinVersion and MaxVersion are looked at now, and must not
+// choose among the certificates that were added, by [Stapler.Add] and [Stapler.AddFiles]
+// and in that order, by the rule of crypto/tls. MinVersion and MaxVersion are looked at now, and must not
 // be changed in the result.
 //
 // Certificates is nil and GetCertificate set in the result, since crypto/tls would
@@ -111,6 +112,7 @@ type wrapper struct {
 	owner  *seen.Owner
 	base   *chooser
 	until  time.Time // how long handshakes wait for Must-Staple certificates of base
+	empty  sync.Once // a handshake came while nothing was added
 }
 
 // A chooser is what a configuration says about certificates.
@@ -212,6 +214,7 @@ func (w *wrapper) getCertificate(ch *chooser, hello *tls.ClientHelloInfo) (*tls.
 			now = wall.Micro()
 		}
 		if s == nil {
+			w.empty.Do(w.sayEmpty)
 			return nil, nil
 		}
 		return w.serve(s, hello, now)
@@ -222,6 +225,18 @@ func (w *wrapper) getCertificate(ch *chooser, hello *tls.ClientHelloInfo) (*tls.
 		return w.engine.serveReturned(hello.Context(), cert, w.owner, hello)
 	}
 	return nil, nil // which crypto/tls turns into its own error
+}
+
+// sayEmpty warns that there is no certificate at all. Whoever gave ListenAndServeTLS the names of files notices here that they
+// bypass the Stapler, if a client names the server: crypto/tls asks for no other, and asks the Stapler first for these
+// alone. (To see the rest would take a GetConfigForClient or VerifyConnection, which cost each handshake memory; and
+// neither knows which certificate was served.)
+func (w *wrapper) sayEmpty() {
+	g := w.engine
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.notices.say(slog.LevelWarn, "a client has come, and there is no certificate: none was added, by Add or AddFiles, nor has the tls.Config any; "+
+		"one that the server got otherwise, such as by file names given to ListenAndServeTLS, is not stapled")
 }
 
 // byName is the look-up of the deprecated tls.Config.NameToCertificate.

@@ -1,14 +1,9 @@
 package main
 
 import (
-	"bytes"
-	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -24,53 +19,43 @@ import (
 	"github.com/go-staple/staple"
 )
 
-// A folder keeps the certificates of a directory in service.
+// A folder keeps the certificates of a directory in service. It looks which files there are; what becomes of each is for the
+// Stapler to see.
 type folder struct {
 	dir     string
-	wait    time.Duration // how long a new certificate waits for its first staple
+	wait    time.Duration // how long the certificate of a new file waits for its first staple
 	stapler *staple.Stapler
 	log     *slog.Logger
 
-	inService atomic.Pointer[map[string]*cert] // by host name or wildcard, in lower case; replaced as a whole
+	inService atomic.Pointer[map[string]*file] // by host name or wildcard, in lower case; replaced as a whole
 
 	mu    sync.Mutex  // guards what follows
 	seen  os.FileInfo // of the directory
 	files map[string]*file
-	certs []*cert
 }
 
-// A file is what was seen of one: hashes of its contents, or of the error from reading it; zero: there is none.
+// A file is one of the directory.
 type file struct {
-	seen  [sha256.Size]byte // by the last scan
-	since time.Time         // when that was new
-	used  [sha256.Size]byte // when it was last acted on
-	err   error             // what was wrong with it then
-}
-
-// A cert is the certificate of a file. A file has several while one succeeds another.
-type cert struct {
-	*staple.Certificate
-	file  string
-	names []string // in lower case
-	leaf  *x509.Certificate
-	must  bool      // Must-Staple
-	added time.Time // when its file was first seen to have it
-	gone  time.Time // when its file lost it; zero: it has not
-	ready bool      // need not wait for its staple any more
+	name    string
+	pair    *staple.Files       // nil: it cannot be used
+	err     error               // why
+	said    bool                // the log was told of that
+	added   time.Time           // when its first certificate was
+	gone    time.Time           // since when it is; zero: it is there
+	ready   bool                // need not wait for its first staple any more
+	serving *staple.Certificate // what the log was told of
 }
 
 // getCertificate is for tls.Config.GetCertificate. For want of a certificate, crypto/tls sends the alert
 // unrecognized_name.
 func (f *folder) getCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if c := lookup(*f.inService.Load(), hello.ServerName); c != nil {
-		return c.GetCertificate(hello)
+	if file := lookup(*f.inService.Load(), hello.ServerName); file != nil {
+		return file.pair.GetCertificate(hello)
 	}
 	return nil, nil
 }
 
-// scan looks for files that have come, changed or gone. But for the first time, it acts on what two scans in
-// a row have seen the same, and so leaves alone a file that is being written. A file that cannot be used
-// counts as one that has not changed. Another directory without files, where a volume was mounted, is an error.
+// scan looks for files that have come or gone. Another directory without files, where a volume was mounted, is an error.
 func (f *folder) scan(now time.Time) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -82,185 +67,124 @@ func (f *folder) scan(now time.Time) error {
 	if err != nil {
 		return err
 	}
-	some := false
+	there := make(map[string]bool)
 	for _, e := range entries {
-		if filepath.Ext(e.Name()) != ".pem" {
-			continue
-		}
-		some = true
-		if f.files[e.Name()] == nil {
-			f.files[e.Name()] = new(file)
+		if filepath.Ext(e.Name()) == ".pem" {
+			there[e.Name()] = true
+			if f.files[e.Name()] == nil {
+				f.files[e.Name()] = &file{name: e.Name()}
+			}
 		}
 	}
-	if f.seen != nil && !some && !os.SameFile(info, f.seen) {
+	if f.seen != nil && len(there) == 0 && !os.SameFile(info, f.seen) {
 		return fmt.Errorf("%s is another directory than before, without any .pem file", f.dir)
 	}
 	f.seen = info
-	first := f.inService.Load() == nil
-	for _, name := range slices.Sorted(maps.Keys(f.files)) {
-		// Its time and size need not change with its contents, so it is read each time.
-		data, err := read(filepath.Join(f.dir, name))
-		missing := errors.Is(err, fs.ErrNotExist)
-		var sum [sha256.Size]byte
-		if err == nil {
-			sum = sha256.Sum256(data)
-		} else if !missing {
-			sum = sha256.Sum256([]byte(err.Error()))
-		}
-		file := f.files[name]
-		quiet := sum == file.seen || first
-		if sum != file.seen {
-			file.seen, file.since = sum, now
-		}
+	for name, file := range f.files {
 		switch {
-		case quiet && missing:
-			f.retire(name, now)
+		case there[name]:
+			file.gone = time.Time{}
+			if file.pair == nil {
+				f.add(file, now)
+			}
+		case file.pair == nil:
 			delete(f.files, name)
-		case quiet && sum != file.used:
-			file.used = sum
-			var c *cert
-			if err == nil {
-				c, err = f.load(data)
-			}
-			if file.err = err; err != nil {
-				f.log.Warn("file cannot be used", "file", name, "error", err)
-				continue
-			}
-			f.retire(name, now)
-			c.file, c.added = name, file.since
-			f.certs = append(f.certs, c)
+		case file.gone.IsZero():
+			file.gone = now
 		}
 	}
 	return nil
 }
 
-// read reads a regular file. Others might keep it waiting.
-func read(name string) ([]byte, error) {
-	if info, err := os.Stat(name); err != nil {
-		return nil, err
-	} else if !info.Mode().IsRegular() {
-		return nil, errors.New("not a regular file")
+// add puts what is in a file under the Stapler's care, which follows it from then on. If it cannot be used, the log is told when
+// that was so twice: somebody may be writing it.
+func (f *folder) add(file *file, now time.Time) {
+	path := filepath.Join(f.dir, file.name)
+	pair, err := f.stapler.AddFiles(path, path)
+	if err == nil && len(pair.Certificate().Status().Leaf.DNSNames) == 0 {
+		pair.Remove()
+		err = errors.New("the certificate has no DNS name")
 	}
-	return os.ReadFile(name)
+	switch again := err != nil && file.err != nil && err.Error() == file.err.Error(); {
+	case err == nil:
+		file.pair, file.added = pair, now
+	case !again:
+		file.said = false
+	case !file.said:
+		file.said = true
+		f.log.Warn("file cannot be used", "file", file.name, "error", err)
+	}
+	file.err = err
 }
 
-// load puts the certificate in data under the Stapler's care.
-func (f *folder) load(data []byte) (*cert, error) {
-	blocks := 0
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
-		blocks++
-	}
-	if blocks < bytes.Count(data, []byte("-----BEGIN ")) { // X509KeyPair would do without the rest of the chain
-		return nil, errors.New("a PEM block is damaged, or its end is missing")
-	}
-	pair, err := tls.X509KeyPair(data, data)
-	if err != nil {
-		return nil, err
-	}
-	if len(pair.Leaf.DNSNames) == 0 {
-		return nil, errors.New("the certificate has no DNS name")
-	}
-	c, err := f.stapler.Add(pair)
-	if err != nil {
-		return nil, err
-	}
-	names := strings.Fields(strings.ToLower(strings.Join(pair.Leaf.DNSNames, " ")))
-	return &cert{Certificate: c, names: names, leaf: pair.Leaf, must: c.Status().MustStaple}, nil
-}
-
-// retire notes that the file has lost its certificate, with mu held.
-func (f *folder) retire(name string, now time.Time) {
-	for _, c := range f.certs {
-		if c.file == name {
-			c.gone = now // anew for one that serves on: what it waits for may be retired here, too
-		}
-	}
-}
-
-// update puts certificates in service, and takes those out that have gone.
+// update puts certificates in service, and takes those out whose files have gone.
 func (f *folder) update(now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	waiting := now.Add(1) // since when the one that has waited longest does, or a file that scan waits for
+	waiting := false
 	for _, file := range f.files {
-		if file.seen != file.used && file.since.Before(waiting) {
-			waiting = file.since
-		}
-	}
-	for _, c := range f.certs {
-		if c.ready || !c.gone.IsZero() {
+		if file.pair == nil {
+			waiting = waiting || !file.said
 			continue
 		}
-		// There is no point in waiting if nobody can be asked for a staple, nor for that of a revoked
-		// certificate, which does not help it (Certificate.Wait returns at once for both). They are
-		// served: which certificate a host has is for the directory to say, and the Stapler logs a
-		// revocation as an error. And a responder that is down must not keep a certificate out of
-		// service until its predecessor has expired: most clients can do without the staple. For those
-		// that cannot, see rank.
-		st := c.Status()
-		c.ready = st.Stapled || st.Revoked || errors.Is(st.Err, staple.ErrNoResponder) || now.Sub(c.added) >= f.wait
-		if c.ready {
-			f.log.Info("certificate in service", "file", c.file, "names", c.names, "stapled", st.Stapled)
-		} else if c.added.Before(waiting) {
-			waiting = c.added
-		}
+		// There is no point in waiting if nobody can be asked for a staple, nor for that of a revoked certificate, which
+		// does not help it. And a responder that is down must not keep a certificate out of service: most clients can do
+		// without the staple. What succeeds a certificate in its file, the Stapler puts in service by itself.
+		st := file.pair.Certificate().Status()
+		file.ready = file.ready || st.Stapled || st.Revoked || errors.Is(st.Err, staple.ErrNoResponder) || now.Sub(file.added) >= f.wait
+		waiting = waiting || !file.ready && file.gone.IsZero()
 	}
-	// One that is gone serves on while any waits that came no later, since that may be its successor, from
-	// the same file or from another; and while it is of higher rank than its successor.
-	table, successors := f.table(now), make(map[string]int) // the highest rank of those that are ready
-	for _, c := range f.certs {
-		if c.ready && c.gone.IsZero() {
-			rank := c.rank(now)
-			for _, name := range c.names {
-				successors[name] = max(successors[name], rank)
+	table := make(map[string]*file)
+	for _, name := range slices.Sorted(maps.Keys(f.files)) {
+		file := f.files[name]
+		if file.pair == nil {
+			continue
+		}
+		c := file.pair.Certificate()
+		names := c.Status().Leaf.DNSNames
+		// Those of files that have gone serve on while any waits, since that may be their successor.
+		if gone := !file.gone.IsZero() && now.After(file.gone); gone && !(waiting && file.ready) {
+			file.pair.Remove() // handshakes that have just chosen it are still served
+			delete(f.files, name)
+			f.log.Info("certificate removed", "file", name, "names", names)
+			continue
+		}
+		if !file.ready {
+			continue
+		}
+		if file.serving != c {
+			file.serving = c
+			f.log.Info("certificate in service", "file", name, "names", names, "stapled", c.Status().Stapled)
+		}
+		for _, host := range names {
+			host = strings.ToLower(host)
+			if have := table[host]; have == nil || file.goesBefore(have, now) {
+				table[host] = file
 			}
 		}
-	}
-	n := len(f.certs)
-	f.certs = slices.DeleteFunc(f.certs, func(c *cert) bool {
-		better := func(name string) bool {
-			rank := successors[name]
-			return table[name] == c && 0 < rank && rank < c.rank(now)
-		}
-		if c.gone.IsZero() || c.ready && (!waiting.After(c.gone) || slices.ContainsFunc(c.names, better)) {
-			return false
-		}
-		c.Remove() // handshakes that have just chosen it are still served
-		f.log.Info("certificate removed", "file", c.file, "names", c.names)
-		return true
-	})
-	if len(f.certs) < n {
-		table = f.table(now)
 	}
 	f.inService.Store(&table)
 }
 
-// table returns what serves each name: of the certificates of the highest rank the one issued last, unless
-// that is gone and the other came after it.
-func (f *folder) table(now time.Time) map[string]*cert {
-	table := make(map[string]*cert)
-	for _, c := range f.certs {
-		if !c.ready {
-			continue
-		}
-		rank := c.rank(now)
-		for _, name := range c.names {
-			have := table[name]
-			if have == nil || rank > have.rank(now) || rank == have.rank(now) &&
-				(!have.gone.IsZero() || !c.leaf.NotBefore.Before(have.leaf.NotBefore)) {
-				table[name] = c
-			}
-		}
+// goesBefore reports whether file rather than another serves a name that both have: because a client would sooner take its
+// certificate, because the other has gone, or because it was issued later.
+func (file *file) goesBefore(other *file, now time.Time) bool {
+	st, was := file.pair.Certificate().Status(), other.pair.Certificate().Status()
+	switch a, b := rank(st, now), rank(was, now); {
+	case a != b:
+		return a > b
+	case file.gone.IsZero() != other.gone.IsZero():
+		return file.gone.IsZero()
 	}
-	return table
+	return !st.Leaf.NotBefore.Before(was.Leaf.NotBefore)
 }
 
-// rank tells how a client would take c now.
-func (c *cert) rank(now time.Time) int {
+// rank tells how a client would take a certificate now.
+func rank(st staple.Status, now time.Time) int {
 	switch {
-	case now.Before(c.leaf.NotBefore), now.After(c.leaf.NotAfter):
+	case now.Before(st.Leaf.NotBefore), now.After(st.Leaf.NotAfter):
 		return 1
-	case c.must && len(c.TLS().OCSPStaple) == 0:
+	case st.MustStaple && !st.Stapled:
 		return 2
 	}
 	return 3
@@ -281,24 +205,24 @@ func (f *folder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	row("FILE", "STATE", "STAPLE", []string{"NAMES"}, nil)
 	table := *f.inService.Load()
-	for _, c := range f.certs {
+	for _, name := range slices.Sorted(maps.Keys(f.files)) {
+		file := f.files[name]
+		if file.pair == nil {
+			row(name, "unusable", "", nil, file.err)
+			continue
+		}
+		st := file.pair.Certificate().Status()
 		state, staple := "waiting", "none"
-		if slices.ContainsFunc(c.names, func(name string) bool { return table[name] == c }) {
+		if slices.ContainsFunc(st.Leaf.DNSNames, func(name string) bool { return table[strings.ToLower(name)] == file }) {
 			state = "serving"
-		} else if c.ready {
+		} else if file.ready {
 			state = "standby" // another has its names
 		}
-		st := c.Status()
 		if st.Stapled {
 			staple = "until " + st.Expires.UTC().Format(time.RFC3339)
 		} else if st.Revoked {
 			staple = "revoked"
 		}
-		row(c.file, state, staple, c.names, st.Err)
-	}
-	for _, name := range slices.Sorted(maps.Keys(f.files)) {
-		if err := f.files[name].err; err != nil {
-			row(name, "unusable", "", nil, err)
-		}
+		row(name, state, staple, st.Leaf.DNSNames, st.Err)
 	}
 }

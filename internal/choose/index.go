@@ -23,7 +23,8 @@ type Index[T any] struct {
 	wild   atomic.Bool // there has been a wildcard
 	heads  atomic.Pointer[heads[T]]
 
-	kinds map[*Kind]int // how many candidates are of which
+	replaced atomic.Uint64 // times that one was, which takes several steps
+	kinds    map[*Kind]int // how many candidates are of which
 }
 
 // A shard has the candidates for each name.
@@ -101,6 +102,7 @@ func (ix *Index[T]) choose(hello *tls.ClientHelloInfo, tls13 bool, array []tls.C
 		}
 		return h.first[0], asked
 	}
+	replaced := ix.replaced.Load()
 	var found [3]match[T]
 	only, ok := ix.only(hello.ServerName)
 	switch {
@@ -118,7 +120,11 @@ func (ix *Index[T]) choose(hello *tls.ClientHelloInfo, tls13 bool, array []tls.C
 				next = m
 			}
 		}
-		if next == nil {
+		switch {
+		case next != nil:
+		case ix.replaced.Load() != replaced: // by one whose name stands elsewhere
+			return ix.choose(hello, tls13, array)
+		default:
 			return h.first[0], asked
 		}
 		if next.suits(hello, tls13, array, &asked) {
@@ -242,6 +248,41 @@ func (ix *Index[T]) Remove(s *Slot[T], later iter.Seq[*Slot[T]]) {
 	ix.edit(s.Shown().Leaf, func(m match[T]) match[T] { return m.without(s) })
 }
 
+// Replace puts s in the place of old, whose Order it has. Whoever reads meanwhile finds either, and never neither. later
+// are the candidates after them, in order.
+func (ix *Index[T]) Replace(old, s *Slot[T], later iter.Seq[*Slot[T]]) {
+	ix.edit(s.Shown().Leaf, func(m match[T]) match[T] { return m.insert(s) })
+	ix.kinds[s.Kind]++
+	h := &heads[T]{first: slices.Clone(ix.heads.Load().first)}
+	if ix.kinds[old.Kind]--; ix.kinds[old.Kind] == 0 {
+		delete(ix.kinds, old.Kind)
+	}
+	if i := slices.Index(h.first, old); i >= 0 {
+		h.first = slices.Delete(h.first, i, i+1)
+		if old.Kind != s.Kind && ix.kinds[old.Kind] > 0 {
+			for o := range later {
+				if o.Kind == old.Kind {
+					h.first = append(h.first, o)
+					break
+				}
+			}
+		}
+	}
+	switch i := slices.IndexFunc(h.first, func(o *Slot[T]) bool { return o.Kind == s.Kind }); {
+	case i < 0:
+		h.first = append(h.first, s)
+	case s.Order < h.first[i].Order:
+		h.first[i] = s
+	}
+	slices.SortFunc(h.first, func(a, b *Slot[T]) int { return cmp.Compare(a.Order, b.Order) })
+	if len(h.first) == 1 && ix.kinds[s.Kind] == 1 {
+		h.sole = s
+	}
+	ix.heads.Store(h)
+	ix.replaced.Add(1)
+	ix.edit(old.Shown().Leaf, func(m match[T]) match[T] { return m.without(old) })
+}
+
 // edit changes what there is for each name of leaf.
 func (ix *Index[T]) edit(leaf *x509.Certificate, change func(match[T]) match[T]) {
 	if leaf == nil {
@@ -327,6 +368,22 @@ func (m match[T]) with(s *Slot[T], firstOfKind bool) match[T] {
 	}
 	others = append(others, s) // beyond what readers see
 	return match[T]{m.Slot, &others}
+}
+
+// insert returns m and s in the place that its Order says.
+func (m match[T]) insert(s *Slot[T]) match[T] {
+	if m.Slot == nil {
+		return match[T]{Slot: s}
+	}
+	all := append([]*Slot[T]{m.Slot}, m.later()...)
+	if slices.Contains(all, s) { // which has the name twice
+		return m
+	}
+	i := slices.IndexFunc(all, func(o *Slot[T]) bool { return o.Order >= s.Order })
+	if i < 0 {
+		i = len(all)
+	}
+	return newMatch(slices.Insert(all, i, s))
 }
 
 func (m match[T]) without(s *Slot[T]) match[T] {

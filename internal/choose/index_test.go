@@ -186,6 +186,14 @@ func TestAnIndexThatChangesChoosesAsCryptoTLSDoes(t *testing.T) {
 				cert.SupportedSignatureAlgorithms = []tls.SignatureScheme{schemes[r.IntN(len(schemes))]}
 			}
 			s := slotOf(step, kinds.Of(cert), cert)
+			if len(slots) > 0 && r.IntN(3) == 0 {
+				i := r.IntN(len(slots))
+				old := slots[i]
+				s.Order = old.Order
+				slots[i] = s
+				ix.Replace(old, s, slices.Values(slots[i+1:]))
+				break
+			}
 			slots = append(slots, s)
 			ix.Add(s)
 		}
@@ -217,6 +225,41 @@ func TestAnIndexThatChangesChoosesAsCryptoTLSDoes(t *testing.T) {
 	for i := range ix.shards {
 		for table, m := range ix.shards[i].Load() {
 			require.Empty(t, m, "table %d of shard %d", table, i)
+		}
+	}
+}
+
+func TestWhileOneIsReplacedThereIsAlwaysOne(t *testing.T) {
+	var kinds Kinds
+	key := testKeys()[0]
+	next := func(names ...string) *Slot[nobody] {
+		cert := &tls.Certificate{Leaf: &x509.Certificate{DNSNames: names, PublicKey: key.Public()}, PrivateKey: key}
+		return slotOf(1, kinds.Of(cert), cert)
+	}
+	ix := NewIndex[nobody]()
+	other := next("other.example")
+	other.Order = 0
+	ix.Add(other)
+	s := next("www.example.com")
+	ix.Add(s)
+	hello := &tls.ClientHelloInfo{ServerName: "www.example.com", SupportedVersions: []uint16{tls.VersionTLS13},
+		SignatureSchemes: []tls.SignatureScheme{tls.ECDSAWithP256AndSHA256}}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range 1000 {
+			o := next([]string{"www.example.com", "*.example.com"}[i%2])
+			ix.Replace(s, o, slices.Values([]*Slot[nobody](nil)))
+			s = o
+		}
+	}()
+	for n := 0; ; n++ {
+		got, _ := ix.Choose(hello, true)
+		require.NotSame(t, other, got)
+		select {
+		case <-done:
+			return
+		default:
 		}
 	}
 }

@@ -238,7 +238,7 @@ func (m *sim) operate() {
 			m.setPeer(it, m.upTo(2) == 0)
 		}
 	case 23:
-		if it := one(m.items); it != nil {
+		if it := one(m.items); it != nil && !it.peer { // of a peer the issuer is known
 			at := m.sources()
 			m.do(func() { m.Move(it, at, m.at()) }, func(n *naive) { n.moveNow(n.of(it), at) }, "Move %d to %v", m.number(it), at)
 		}

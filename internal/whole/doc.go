@@ -21,6 +21,7 @@
 //	               real processes on one DirCache, many of which are killed
 //	selection      which certificate is served while others come and go, at what cost, and if its staple ends meanwhile
 //	many           certificates without end: what they leave in memory, and goroutines
+//	files*         certificates in files that somebody else renews, half writes, breaks and removes, and when successors serve
 //	vectors        what testdata/vectors tells others to say of a response
 //	siege          certificates that tenants bring, made to hold up those of others
 //	differential*  what TLSConfig returns against crypto/tls, with configurations and clients drawn by chance
