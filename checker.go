@@ -274,10 +274,7 @@ func (q *inquiry) judge(chain []*x509.Certificate, open *[]question) (v verdict)
 		last = 1
 	}
 	for i, cert := range chain[:last] {
-		e, err := q.meet(cert, chain[i+1])
-		if err != nil {
-			return verdict{err: err}
-		}
+		e := q.meet(cert, chain[i+1])
 		if open != nil {
 			q.visited(e)
 		}
@@ -286,6 +283,7 @@ func (q *inquiry) judge(chain []*x509.Certificate, open *[]question) (v verdict)
 		}
 		stapled := false
 		if i == 0 && len(q.staple) > 0 {
+			var err error
 			if stapled, err = q.heed(e, chain[1]); err != nil {
 				return verdict{err: err}
 			}

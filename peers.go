@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"iter"
 	"log/slog"
 	"runtime"
@@ -123,22 +122,18 @@ func newChecking(c *Checker) *checking {
 }
 
 // meet returns what is known of a peer's certificate, which is remembered from now on.
-func (p *peers) meet(cert, issuer *x509.Certificate) (*entry, error) {
+func (p *peers) meet(cert, issuer *x509.Certificate) *entry {
 	now := time.Now()
 	s, _ := p.table.Find(cert.Raw, nil, now)
 	if s == nil {
-		c, err := p.remember(cert, issuer)
-		if err != nil {
-			return nil, err
-		}
 		var out *Certificate
-		if s, out = p.table.Put(cert.Raw, c, nil, now); out != nil && out != s.Handle {
+		if s, out = p.table.Put(cert.Raw, p.remember(cert, issuer), nil, now); out != nil && out != s.Handle {
 			p.engine.mu.Lock()
 			p.drop(out)
 			p.engine.mu.Unlock()
 		}
 	}
-	return s.Handle.entry(), nil
+	return s.Handle.entry()
 }
 
 // visited notes that a peer has come.
@@ -152,7 +147,7 @@ func (k *checking) visited(e *entry) {
 }
 
 // remember makes a certificate that of a peer.
-func (p *peers) remember(cert, issuer *x509.Certificate) (*Certificate, error) {
+func (p *peers) remember(cert, issuer *x509.Certificate) *Certificate {
 	g := p.engine
 	key := keyOf(cert)
 	at, unusable := sources(g.fetcher, cert)
@@ -161,13 +156,12 @@ func (p *peers) remember(cert, issuer *x509.Certificate) (*Certificate, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e := g.entries[key]
-	if e == nil && g.closed {
-		return nil, fmt.Errorf("staple: %s: nothing is known of it: %w", name.Of(cert), ErrClosed)
-	}
 	if e == nil {
 		e = newEntry(g, cert, key)
-		g.schedule.SetPeer(&e.item, true, g.driver.now())
-		g.enter(e, ca, at, unusable)
+		if e.gone = g.closed; !e.gone {
+			g.schedule.SetPeer(&e.item, true, g.driver.now())
+			g.enter(e, ca, at, unusable)
+		}
 	}
 	if e.issuer == nil {
 		e.issuer = issuer
@@ -177,7 +171,9 @@ func (p *peers) remember(cert, issuer *x509.Certificate) (*Certificate, error) {
 	if e.peer == nil {
 		e.peer = new(Certificate)
 		e.peer.slot.Of = e
-		e.tally = p.tallyOf(issuer)
+		if e.tally == nil {
+			e.tally = p.tallyOf(issuer)
+		}
 		if len(e.handles) == 0 && !g.closed {
 			if err := unanswerable(cert, wall.Now()); err != nil {
 				e.rest(err)
@@ -187,7 +183,7 @@ func (p *peers) remember(cert, issuer *x509.Certificate) (*Certificate, error) {
 		}
 		p.show(e)
 	}
-	return e.peer, nil
+	return e.peer
 }
 
 // dress makes c, a peer's handle that is to be given to somebody, show its certificate, with engine.mu held.
@@ -251,7 +247,7 @@ func (k *checking) ask(e *entry) (target uint32, wait bool) {
 	now := g.driver.now()
 	until, paused := e.item.Pause(g.driver.now())
 	_, known := k.known(e)
-	tooOld := k.maxAge > 0 && e.known.Held() != nil && e.known.Held().Current(wall.MicroOf(now))
+	tooOld := k.maxAge > 0 && e.known.Held() != nil && e.known.Held().ThisUpdate+k.maxAge <= e.ended
 	ago := wall.MicroOf(now) - e.ended
 	switch {
 	case known && !e.asking.Load(), e.gone, g.closed:

@@ -519,6 +519,7 @@ func TestAClosedStaplerAnswersFromWhatItHas(t *testing.T) {
 		require.ErrorIs(t, checker.Check(t.Context(), arrival(w, stranger).VerifiedChains[0]), staple.ErrClosed)
 		time.Sleep(10 * world.Day)
 		require.ErrorIs(t, checker.VerifyConnection(arrival(w, known)), staple.ErrClosed, "what was held has ended")
+		require.NoError(t, checker.VerifyConnection(arrival(w, stranger, stapled(w.FreshResponse(stranger.Leaf)))), "a staple of one that is not known")
 		require.NoError(t, checker.VerifyConnection(arrival(w, known, stapled(w.FreshResponse(known.Leaf)))), "a staple")
 	})
 }
