@@ -21,10 +21,10 @@
 //	               real processes on one DirCache, many of which are killed
 //	selection      which certificate is served while others come and go, at what cost, and if its staple ends meanwhile
 //	many           certificates without end: what they leave in memory, and goroutines
+//	checker, peers peers that are refused or not, and what bounds what they cost
 //	files*         certificates in files that somebody else renews, half writes, breaks and removes, and when successors serve
 //	vectors        what testdata/vectors tells others to say of a response
 //	siege          certificates that tenants bring, made to hold up those of others
-//	differential*  what TLSConfig returns against crypto/tls, with configurations and clients drawn by chance
 //	fetch*         responders of CFSSL and OpenSSL; nginx and tinyproxy between a responder and the HTTPFetcher
 //	listener, openssl, close, fips
 //	               real sockets, openssl as CA, responder and client, what is left after Close, and FIPS 140-only mode
@@ -34,8 +34,6 @@
 //	STAPLE_YEAR=1 go test ./internal/whole -v -timeout 0 -run '^TestAYear' # twenty years in place of twice 45 days
 //	STAPLE_MONTH=1 go test ./internal/whole -v -timeout 0 -run '^TestAMonth' # of 10,000 certificates, not three days of 1,000
 //	STAPLE_HOSTS=10000 go test ./internal/whole -v -timeout 0 -run DeadHosts # and 20,000
-//	go test ./internal/whole -timeout 0 -run '^TestDifferential$' -pairs 200000 -seed 2
-//	go test ./internal/whole -run '^TestDifferential$' -seed 2 -pair 4711 # one pair, to reproduce a finding
 //	go test ./internal/whole -run '^TestAMillion' -exhaustive # a million certificates in place of 30,000
 //	go test ./internal/whole -run '^(TestTenThousand|TestBlip)' -exhaustive # as many, in place of half
 //

@@ -1,4 +1,4 @@
-package whole
+package differential
 
 import (
 	"crypto/tls"
