@@ -332,7 +332,7 @@ func (e *entry) conclude(o outcome) {
 	if !o.asked && (e.joined || e.issuer != nil) && errors.Is(o.err, ErrNoIssuer) {
 		o = outcome{deferred: true, turns: e.seeking, to: o.to} // another chain has come meanwhile, which may have it
 	}
-	done := schedule.Outcome{Asked: o.asked || o.sought, By: sourceOf(o.responder), Until: o.due, Err: o.err}
+	done := schedule.Outcome{Asked: o.asked || o.sought, By: schedule.SourceOf(o.responder), Until: o.due, Err: o.err}
 	if o.deferred || o.err != nil && (e.gone || g.closed) { // the latter was canceled
 		if done.Result = schedule.Deferred; o.turns {
 			done.Result, done.At = schedule.Elsewhere, o.to
@@ -397,10 +397,10 @@ func (e *entry) conclude(o outcome) {
 			done.Result = schedule.Final
 		}
 		if done.Asked {
-			done.Answers = answersIn(o.err)
+			done.Answers = faults.Answers(o.err)
 		}
 		if len(done.Answers) == 0 {
-			done.RetryAfter = retryAfter(o.err)
+			done.RetryAfter = faults.RetryAfter(o.err)
 		}
 	}
 	g.schedule.Done(&e.item, done, now)
