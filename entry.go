@@ -21,6 +21,7 @@ import (
 	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/report"
 	"github.com/go-staple/staple/internal/schedule"
+	"github.com/go-staple/staple/internal/tally"
 	"github.com/go-staple/staple/internal/wall"
 	"golang.org/x/crypto/ocsp"
 )
@@ -44,7 +45,7 @@ type entry struct {
 	answer atomic.Pointer[response] // of a peer: what is held; see nobody
 	asking atomic.Bool              // of a peer: somebody waits for the round that is to come or under way
 	maxAge atomic.Int64             // of a peer: what is older does not count, by thisUpdate, in microseconds; 0: any counts
-	tally  *tally                   // of a peer: its authority's
+	tally  *tally.Tally             // of a peer: its authority's
 
 	// Guarded by engine.mu.
 	item       schedule.Item
