@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-staple/staple/internal/backlog"
 	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/muststaple"
 	"github.com/go-staple/staple/internal/name"
@@ -101,7 +102,7 @@ type checking struct {
 
 	timeout time.Duration
 	maxAge  int64 // in microseconds; 0: any
-	events  teller[Event]
+	events  backlog.Teller[Event]
 	gone    *atomic.Bool // nobody has the Checker any more
 }
 

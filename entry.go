@@ -454,7 +454,7 @@ func (e *entry) rest(err error) {
 	e.askable.Store(false)
 	if g.storage.cache != nil && errors.Is(err, errExpired) {
 		e.stored = false
-		g.notices.expired.add(e.cacheKey(), backlog.Notable)
+		g.notices.expired.Add(e.cacheKey(), backlog.Notable)
 	}
 	g.schedule.Rest(&e.item, g.driver.now())
 	if errors.Is(err, errExpired) {

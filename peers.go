@@ -91,7 +91,7 @@ func newChecking(c *Checker) *checking {
 		k.timeout = defaultCheckTimeout
 	}
 	if c.OnEvent != nil {
-		k.events = teller[Event]{engine: g, tell: c.OnEvent}
+		k.events = newTeller(g, c.OnEvent)
 		g.mu.Lock()
 		g.peers.checkers = append(g.peers.checkers, k)
 		g.mu.Unlock()
@@ -337,6 +337,6 @@ func (p *peers) tell(e *entry, ev Event) {
 	e.peer.dress()
 	ev.Status = e.peer.status()
 	for _, k := range p.checkers {
-		k.events.add(ev, ev.Kind.importance())
+		k.events.Add(ev, ev.Kind.importance())
 	}
 }
