@@ -1,6 +1,8 @@
 package staple
 
 import (
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -8,6 +10,7 @@ import (
 
 	"github.com/go-staple/staple/internal/backlog"
 	"github.com/go-staple/staple/internal/logline"
+	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/report"
 	"github.com/go-staple/staple/internal/wall"
 )
@@ -71,6 +74,116 @@ type Event struct {
 	Duration    time.Duration // of the round that led to it; 0: none did
 	Fetched     bool          // the Fetcher was asked for a response in that round
 	Err         error         // of a round that failed
+}
+
+// A State says in one word how a [Certificate] stands: the status page, its JSON and the metrics have the same words. A
+// certificate that has expired is StateExpired, a revoked one StateRevoked, and any other the first of the rest that
+// fits. They are in order, the worst first; those before StateWaiting need attention.
+type State int
+
+const (
+	StateMustStapleMissing State = iota + 1 // "must-staple-missing": Must-Staple and not stapled; clients that honour it refuse the certificate
+	StateUnstapled                          // "unstapled": the response held has ended, or none came and a round failed
+	StateUnanswered                         // "unanswered": of a peer, the answer held has ended, or none came and a round failed
+	StateRevoked                            // "revoked": by the response held, whether that is stapled or not
+	StateExpired                            // "expired": the certificate itself
+	StateExpiring                           // "expiring": stapled, but a quarter is left, at most, of what was left when the response came, and whoever was asked since then had nothing newer
+	StateFailing                            // "failing": stapled, but the last round failed
+	StateWaiting                            // "waiting": no response has come yet, and no round has failed
+	StateStapled                            // "stapled": handshakes carry a staple
+	StateAnswered                           // "answered": of a peer, an answer is held
+	StateNoResponder                        // "no-responder": there is nobody to ask, so that it is served as it is
+)
+
+func (s State) String() string {
+	if s < StateMustStapleMissing || s > StateNoResponder {
+		return fmt.Sprintf("State(%d)", int(s))
+	}
+	return [...]string{"must-staple-missing", "unstapled", "unanswered", "revoked", "expired", "expiring", "failing", "waiting",
+		"stapled", "answered", "no-responder"}[s-1]
+}
+
+// state returns the State of what has a Status. ending: its staple ends soon, and nothing newer has come though it should have.
+func (st *Status) state(ending bool, now time.Time) State {
+	nobody := errors.Is(st.Err, ErrNoResponder)
+	switch {
+	case now.After(st.Leaf.NotAfter):
+		return StateExpired
+	case st.Revoked:
+		return StateRevoked
+	case st.Stapled && ending && !nobody:
+		return StateExpiring
+	case st.Stapled && st.Failures > 0:
+		return StateFailing
+	case st.Stapled:
+		return StateStapled
+	case st.Peer && now.Before(st.Expires):
+		return StateAnswered
+	case st.MustStaple && !st.Peer:
+		return StateMustStapleMissing
+	case nobody:
+		return StateNoResponder
+	case st.Err == nil && st.ThisUpdate.IsZero():
+		return StateWaiting
+	case st.Peer:
+		return StateUnanswered
+	}
+	return StateUnstapled
+}
+
+// Status is how a [Certificate] stands at one moment.
+type Status struct {
+	Leaf                *x509.Certificate
+	State               State     // in one word
+	MustStaple          bool      // the leaf carries the TLS feature extension of RFC 7633 with status_request
+	Stapled             bool      // handshakes carry a staple now
+	Revoked             bool      // by the response held, which this outlasts
+	RevokedAt           time.Time // when it was, says that response; zero: it is not, or nobody tells
+	RevocationReason    int       // of RFC 5280, section 5.3.1, such as ocsp.KeyCompromise
+	ThisUpdate          time.Time // of the response held; zero: none is
+	Expires             time.Time // the end of the response held; zero: none is
+	NextRefresh         time.Time // when the responder is asked next; while PausedUntil is set, not before: see there. Zero: not any more
+	PausedUntil         time.Time // when the pause that it waits for lets the next request through, about this certificate or, of many that wait, more likely another one; each that fails begins a new pause. Zero: it waits for none
+	PauseErr            error     // the last failure of others, for which it waits
+	LastAttempt         time.Time // when the last round began; zero: none has
+	Responder           string    // the URL that answered last; empty: none has, or the Fetcher does not tell
+	Failures            int       // rounds failed since the last success
+	UnstapledHandshakes uint64    // handshakes without a staple although the certificate names a responder
+	Peer                bool      // a [Checker] asks about it; nobody serves it
+	Err                 error     // of the last round; nil if it succeeded
+}
+
+// status returns the Status of c, with engine.mu held.
+func (c *Certificate) status() Status {
+	e, g := c.entry(), c.entry().engine
+	_, stapled := c.current()
+	st := Status{
+		Leaf:                e.leaf,
+		MustStaple:          e.mustStaple,
+		Stapled:             stapled,
+		NextRefresh:         g.driver.next(e),
+		LastAttempt:         e.item.Began(),
+		Responder:           e.responder,
+		Failures:            int(e.failures),
+		UnstapledHandshakes: e.unstapled.Load(),
+		Peer:                len(e.handles) == 0,
+		Err:                 e.err,
+	}
+	if r := e.known.Held(); r != nil {
+		st.Revoked = r.Revoked
+		st.ThisUpdate = wall.Time(r.ThisUpdate)
+		st.Expires = wall.Time(r.End)
+	}
+	if st.Revoked {
+		said, _ := ocspder.Revoked(e.known.Held().DER, e.leaf)
+		st.RevokedAt, st.RevocationReason = said.RevokedAt, said.Reason
+	}
+	if !g.closed {
+		st.PausedUntil, st.PauseErr = e.item.Pause(wall.Now())
+	}
+	now := wall.Now()
+	st.State = st.state(e.item.Ending(now), now)
+	return st
 }
 
 // Notices are what others are to be told, who may take their time: whoever listens to one kind waits for no other kind.
