@@ -3,17 +3,13 @@ package staple
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
-	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/go-staple/staple/internal/dirfile"
-	"github.com/go-staple/staple/internal/ocspder"
+	"github.com/go-staple/staple/internal/dircache"
 )
 
 // ErrCacheMiss is returned by a [Cache] for a key that it does not hold.
@@ -101,15 +97,6 @@ func (m *MemoryCache) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-const (
-	maxCached  = 1 << 20              // a larger file is no OCSP response
-	tempPrefix = ".staple-"           // of files being written
-	tempAge    = time.Hour            // then its writer has crashed
-	goneAge    = 7 * 24 * time.Hour   // since the response in a file has ended
-	revokedAge = 825 * 24 * time.Hour // the same of a revocation, which counts as long as its certificate is valid
-	sweepEvery = 24 * time.Hour
-)
-
 // A DirCache is a [Cache] in a directory: one file for each response, which holds
 // its DER (openssl ocsp -respin FILE -text shows it). The directory is made on
 // the first Put, for its owner alone, as are the files. A file is replaced as a
@@ -123,26 +110,9 @@ const (
 // files, until it is through.
 type DirCache string
 
-// path returns the name of key's file. Only plain names are keys.
-func (d DirCache) path(key string) (string, error) {
-	if key == "" || len(key) > 200 || key[0] == '.' || strings.ContainsFunc(key, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.+", r))
-	}) {
-		return "", fmt.Errorf("staple: %q is no key for a DirCache", key)
-	}
-	return filepath.Join(string(d), key), nil
-}
-
 // Get returns the contents of key's file, or ErrCacheMiss if there is none.
 func (d DirCache) Get(ctx context.Context, key string) ([]byte, error) {
-	name, err := d.path(key)
-	if err == nil {
-		err = ctx.Err()
-	}
-	if err != nil {
-		return nil, err
-	}
-	data, err := dirfile.Read(ctx, name, maxCached)
+	data, err := dircache.Dir(d).Get(ctx, key)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, ErrCacheMiss
 	}
@@ -151,109 +121,17 @@ func (d DirCache) Get(ctx context.Context, key string) ([]byte, error) {
 
 // Put writes key's file.
 func (d DirCache) Put(ctx context.Context, key string, data []byte) error {
-	name, err := d.path(key)
-	switch {
-	case err != nil:
-		return err
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case len(data) > maxCached:
-		return fmt.Errorf("staple: %d bytes are too many for an OCSP response", len(data))
-	}
-	if err := os.MkdirAll(string(d), 0o700); err != nil {
-		return err
-	}
-	d.sweep(ctx)
-	return dirfile.Write(ctx, string(d), tempPrefix, name, data)
+	return dircache.Dir(d).Put(ctx, key, data)
 }
 
 // Delete removes key's file.
 func (d DirCache) Delete(ctx context.Context, key string) error {
-	name, err := d.path(key)
-	if err == nil {
-		err = ctx.Err()
-	}
-	if err != nil {
-		return err
-	}
-	if err := dirfile.Remove(ctx, name); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
+	return dircache.Dir(d).Delete(ctx, key)
 }
 
 // TryLock implements [Locker] for processes that share the directory. The lock is a
 // file, which names its holder. One that is older than ttl was left by a process
 // that crashed, and is taken over; the clocks of the processes must agree on that.
 func (d DirCache) TryLock(ctx context.Context, key string, ttl time.Duration) (unlock func(), ok bool, err error) {
-	if _, err = d.path(key); err == nil {
-		err = ctx.Err()
-	}
-	if err == nil {
-		err = os.MkdirAll(string(d), 0o700)
-	}
-	if err != nil {
-		return nil, false, err
-	}
-	name := filepath.Join(string(d), tempPrefix+"lock-"+key)
-	if info, err := os.Lstat(name); err == nil && time.Since(info.ModTime()).Abs() > ttl {
-		// Renamed, rather than removed, so that of several who see this one succeeds.
-		aside := filepath.Join(string(d), tempPrefix+rand.Text())
-		if dirfile.Rename(ctx, name, aside) == nil {
-			_ = dirfile.Remove(ctx, aside)
-		}
-	}
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, os.ErrExist) {
-		return nil, false, nil
-	}
-	if err != nil {
-		return nil, false, err
-	}
-	holder := rand.Text()
-	_, err = f.WriteString(holder)
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err != nil {
-		_ = dirfile.Remove(ctx, name)
-		return nil, false, err
-	}
-	return func() {
-		ctx := context.WithoutCancel(ctx)
-		if data, err := dirfile.Read(ctx, name, maxCached); err == nil && string(data) == holder {
-			_ = dirfile.Remove(ctx, name)
-		}
-	}, true, nil
-}
-
-// sweeper sweeps the directories of all DirCaches of this process, each once a day.
-var sweeper dirfile.Sweeper
-
-// sweep removes what has no use any more, among a few of the files.
-func (d DirCache) sweep(ctx context.Context) {
-	now := time.Now()
-	sweeper.Sweep(string(d), now, sweepEvery, func(info os.FileInfo) {
-		name, age := filepath.Join(string(d), info.Name()), now.Sub(info.ModTime())
-		switch {
-		case !info.Mode().IsRegular():
-		case strings.HasPrefix(info.Name(), tempPrefix):
-			if age > tempAge {
-				os.Remove(name)
-			}
-		case isCacheKey(info.Name()) && age > goneAge:
-			data, _ := dirfile.Read(ctx, name, maxCached)
-			if age < revokedAge && ocspder.SaysRevoked(data) {
-				return // which outlasts its response
-			}
-			if end := ocspder.ClaimedEnd(data, nil, defaultMaxAge); !end.IsZero() && now.Sub(end) > goneAge {
-				os.Remove(name)
-			}
-		}
-	})
-}
-
-// isCacheKey reports whether a file's name is one that a Stapler would give it.
-func isCacheKey(name string) bool {
-	return len(name) == 64 && strings.Trim(name, "0123456789abcdef") == ""
+	return dircache.Dir(d).TryLock(ctx, key, ttl)
 }
