@@ -1,16 +1,22 @@
 package staple
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-staple/staple/internal/choose"
 	"github.com/go-staple/staple/internal/exchange"
+	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/report"
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/wall"
@@ -24,6 +30,9 @@ const (
 	// clockJump is how far wall and monotonic clock may drift apart
 	// before the wall clock counts as set, or the machine as suspended.
 	clockJump = 5 * time.Second
+
+	preloadTimeout = time.Second // for the cache, before Add and TLSConfig return, and for one look into it then and after
+	preloaders     = 32          // looks at a time, or as many as there are processors: the cache may be far away
 
 	defaultConcurrency = 16
 )
@@ -69,6 +78,36 @@ func (d *driver) run() {
 	}
 	d.arm()
 	g.files.stir()
+}
+
+// noted does what the schedule has noticed, with engine.mu held.
+func (e *entry) noted(n schedule.Notice) {
+	g := e.engine
+	switch n.Kind {
+	case schedule.StapleEnding:
+		g.notices.emit(e, Event{Kind: EventExpiring, Err: e.err})
+	case schedule.StapleEnded:
+		g.notices.emit(e, Event{Kind: EventExpired, Err: e.err})
+	case schedule.Expired:
+		e.rest(errExpired)
+		g.peers.expired(e)
+	case schedule.Paused:
+		e.rounds++
+		e.asking.Store(false)
+		e.changed.broadcast()
+		if e.settled && len(e.handles) > 0 {
+			return
+		}
+		e.settled = true
+		e.failures++
+		e.err = fmt.Errorf("nobody was asked so far, since requests about others have failed: %w", n.Err)
+		if e.seeking {
+			e.err = lacksIssuer(e.leaf, fmt.Errorf("%w: %w", ErrNoIssuer, e.err))
+		} else {
+			e.err = fmt.Errorf("no OCSP response for %s: %w", name.Of(e.leaf), e.err)
+		}
+		g.notices.emit(e, Event{Kind: EventFailed, Err: e.err})
+	}
 }
 
 // work does one round, or looks into the cache alone.
@@ -293,6 +332,144 @@ func (d *driver) reconsider(e *entry) {
 	d.run()
 }
 
+// A preload looks for the responses of newly registered handles: in what came with
+// them first, then in the cache. The first round of each begins after that.
+type preload struct {
+	*engine
+	carrying queue          // those with which something came
+	judged   sync.WaitGroup // until that is dealt with
+	all      queue
+
+	// Guarded by engine.mu.
+	ready []*Certificate // for their first rounds, which begin together: no host is to have all workers
+	late  bool           // these have begun, and each of the others begins at once
+}
+
+// preload runs a preload in parallel. It returns after preloadTimeout at most: what is
+// left goes on in the background.
+func (g *engine) preload(handles ...*Certificate) {
+	p := &preload{engine: g, all: queue{handles: handles}}
+	g.mu.Lock()
+	for _, c := range handles {
+		if g.carried[c.entry()] != nil {
+			p.carrying.handles = append(p.carrying.handles, c)
+		}
+	}
+	workers := min(len(handles), max(preloaders, runtime.GOMAXPROCS(0)))
+	if g.closed || g.storage.cache == nil && len(p.carrying.handles) == 0 {
+		p.ready, workers = handles, 0
+	}
+	p.judged.Add(workers)
+	g.wg.Add(workers)
+	g.mu.Unlock()
+	ctx, cancel := context.WithTimeout(g.ctx, preloadTimeout)
+	defer cancel()
+	done := make(chan struct{}, workers)
+	for range workers {
+		go func() {
+			defer g.wg.Done()
+			defer func() { done <- struct{}{} }()
+			p.work()
+		}()
+	}
+	for ; workers > 0 && ctx.Err() == nil; workers-- {
+		select {
+		case <-done:
+		case <-ctx.Done():
+		}
+	}
+	g.mu.Lock()
+	p.late = true
+	g.mu.Unlock()
+	g.launch(p.ready...)
+}
+
+// work is what each goroutine of p does.
+func (p *preload) work() {
+	defer func() { p.begin(p.all.rest()...) }() // also if a Cache or Verifier ends the goroutine
+	p.judge()
+	p.judged.Wait()
+	for c := p.all.next(p.ctx); c != nil; c = p.all.next(p.ctx) {
+		began := time.Now()
+		p.read(c)
+		if time.Since(began) >= preloadTimeout {
+			return // the cache hangs, and would for each of the rest
+		}
+	}
+}
+
+// judge deals with what came with the handles.
+func (p *preload) judge() {
+	defer p.judged.Done()
+	for c := p.carrying.next(p.ctx); c != nil; c = p.carrying.next(p.ctx) {
+		c.entry().adoptCarried(c.entry().localIssuer())
+	}
+}
+
+// A queue is of handles that are taken from it by several goroutines.
+type queue struct {
+	handles []*Certificate
+	taken   atomic.Int64
+}
+
+// next takes one; nil: there is none, or ctx has ended.
+func (q *queue) next(ctx context.Context) *Certificate {
+	if i := q.taken.Add(1) - 1; i < int64(len(q.handles)) && ctx.Err() == nil {
+		return q.handles[i]
+	}
+	return nil
+}
+
+// rest takes all that are left.
+func (q *queue) rest() []*Certificate {
+	n := int64(len(q.handles))
+	return q.handles[min(q.taken.Swap(n), n):]
+}
+
+// read looks for the response about c in the cache.
+func (p *preload) read(c *Certificate) {
+	defer p.begin(c)
+	e := c.entry()
+	p.mu.Lock()
+	gone := e.gone
+	p.mu.Unlock()
+	if p.storage.cache == nil || gone {
+		return
+	}
+	issuer := e.localIssuer()
+	if issuer == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, preloadTimeout)
+	defer cancel()
+	r, err := p.storage.load(ctx, e, issuer)
+	if ctx.Err() == nil {
+		p.storage.report(reading, err)
+	}
+	if r != nil {
+		p.mu.Lock()
+		e.adopt(r, true)
+		e.stored = e.stored || r == e.known.Held()
+		p.mu.Unlock()
+	}
+	if err == nil {
+		p.storage.save(e) // what came with the certificate, if the cache has nothing newer
+	}
+}
+
+// begin lets the first rounds of handles begin.
+func (p *preload) begin(handles ...*Certificate) {
+	p.mu.Lock()
+	late := p.late
+	if !late {
+		p.ready = append(p.ready, handles...)
+	}
+	p.mu.Unlock()
+	if late {
+		p.launch(handles...)
+	}
+}
+
 // sources returns who is asked about leaf, as far as is known before, and which of the URLs that are there nobody can ask,
 // but for LDAP's. A struct that embeds an HTTPFetcher has the method of that, too; others are found out when they have asked.
 func sources(fetcher Fetcher, leaf *x509.Certificate) (at []schedule.Source, unusable []string) {
@@ -313,21 +490,4 @@ func sources(fetcher Fetcher, leaf *x509.Certificate) (at []schedule.Source, unu
 		}
 	}
 	return at, unusable
-}
-
-// knownIssuers returns candidates for the issuer of leaf that fetcher, an IssuerFetcher, knows already, and whom it asks
-// for others. An error says that it asks nobody.
-func knownIssuers(fetcher Fetcher, leaf *x509.Certificate) (known []*x509.Certificate, at []schedule.Source, err error) {
-	urls := exchange.Places(leaf.IssuingCertificateURL, false)
-	if f, ok := fetcher.(interface {
-		knownIssuers(*x509.Certificate) ([]*x509.Certificate, []exchange.Place, error)
-	}); ok {
-		known, urls, err = f.knownIssuers(leaf)
-	}
-	for _, p := range urls {
-		if p.Fetchable() {
-			at = append(at, schedule.SourceOf(p.URL))
-		}
-	}
-	return known, at, err
 }

@@ -24,12 +24,6 @@ import (
 	"github.com/go-staple/staple/internal/wall"
 )
 
-const (
-	preloadTimeout = time.Second     // for the cache, before Add and TLSConfig return, and for one look into it then and after
-	preloaders     = 32              // looks at a time, or as many as there are processors: the cache may be far away
-	storeTimeout   = 5 * time.Second // for one call of the cache, and for those that Close waits for
-)
-
 // An engine is a Stapler at work: its fields as they were at first use, what it
 // manages, and the scheduler's state.
 type engine struct {
@@ -168,7 +162,7 @@ func (g *engine) add(cert tls.Certificate, hidden bool) (*Certificate, error) {
 func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte, added bool) bool {
 	key := sha256.Sum256(leaf.Raw)
 	at, unusable := sources(g.fetcher, leaf)
-	ca := authority(leaf, g.claimedIssuer(leaf, c.chain()[1:]))
+	ca := issuers.Authority(leaf, issuers.Claimed(leaf, c.chain()[1:], g.issuers))
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.collect()

@@ -1,7 +1,6 @@
 package staple
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -18,16 +17,11 @@ import (
 	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/muststaple"
 	"github.com/go-staple/staple/internal/name"
-	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/report"
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/tally"
 	"github.com/go-staple/staple/internal/wall"
-	"golang.org/x/crypto/ocsp"
 )
-
-// A response is one that the Verifier accepted.
-type response = hold.Response
 
 // An entry is what the engine knows of one leaf, however many handles it has.
 type entry struct {
@@ -81,33 +75,6 @@ func newEntry(g *engine, leaf *x509.Certificate, key [sha256.Size]byte) *entry {
 
 func (e *entry) cacheKey() string { return hex.EncodeToString(e.key[:]) }
 
-// authority tells the authorities apart that issue certificates: by name and key identifier, which anybody can claim,
-// and by the key if issuer is not nil.
-func authority(leaf, issuer *x509.Certificate) string {
-	h := sha256.New()
-	h.Write(leaf.RawIssuer)
-	h.Write(leaf.AuthorityKeyId)
-	if issuer != nil {
-		h.Write(issuer.RawSubjectPublicKeyInfo)
-	}
-	return string(h.Sum(nil)[:16])
-}
-
-// claimedIssuer returns the first certificate with the name of leaf's issuer, in its chain or Stapler.Issuers, or nil.
-func (g *engine) claimedIssuer(leaf *x509.Certificate, chain [][]byte) *x509.Certificate {
-	for _, der := range chain {
-		if c, err := issuers.Intern(der); err == nil && bytes.Equal(c.RawSubject, leaf.RawIssuer) {
-			return c
-		}
-	}
-	for _, c := range g.issuers {
-		if c != nil && bytes.Equal(c.RawSubject, leaf.RawIssuer) {
-			return c
-		}
-	}
-	return nil
-}
-
 // localIssuer returns the issuer if it is known, in a chain, or in
 // Stapler.Issuers; else nil.
 func (e *entry) localIssuer() *x509.Certificate {
@@ -134,15 +101,7 @@ func (e *entry) candidates() (all []*x509.Certificate, broken []error) {
 		chains = append(chains, c.chain()[1:])
 	}
 	g.mu.Unlock()
-	for _, chain := range chains {
-		for i, der := range chain {
-			if c, err := issuers.Intern(der); err == nil {
-				all = append(all, c)
-			} else {
-				broken = append(broken, fmt.Errorf("certificate %d in the chain does not parse: %w", i+1, err))
-			}
-		}
-	}
+	all, broken = issuers.Candidates(chains)
 	return append(all, g.issuers...), broken
 }
 
@@ -153,33 +112,6 @@ func (e *entry) setIssuer(issuer *x509.Certificate) {
 		e.issuer = issuer
 		e.issuerKnown.Store(true)
 	}
-}
-
-// judge has the Verifier judge answer. It returns what to staple of it, too: the Raw of the result, if the Verifier
-// accepts that, or else answer itself.
-func judge(v Verifier, leaf, issuer *x509.Certificate, answer []byte, now time.Time) (p *ocsp.Response, until time.Time, der []byte, err error) {
-	_, ours := v.(*ResponseVerifier)
-	given := answer
-	if !ours {
-		given = bytes.Clone(answer) // it may do with it as it likes
-	}
-	p, until, err = v.Verify(given, leaf, issuer, now)
-	switch {
-	case err != nil:
-		return nil, until, nil, err
-	case p == nil:
-		return nil, until, nil, errors.New("staple: the Verifier returned neither a response nor an error")
-	case len(p.Raw) == 0 || bytes.Equal(p.Raw, answer):
-		return p, until, answer, nil
-	case ours: // then Raw says the same
-		return p, until, p.Raw, nil
-	}
-	first, raw := *p, bytes.Clone(p.Raw)
-	again, end, err := v.Verify(bytes.Clone(raw), leaf, issuer, now)
-	if err != nil || again == nil || again.Status != first.Status || !again.ThisUpdate.Equal(first.ThisUpdate) {
-		return &first, until, answer, nil
-	}
-	return again, end, raw, nil
 }
 
 // verify has the Verifier judge answer, and caps its end with the leaf's. The result shares no memory with answer, which
@@ -195,47 +127,6 @@ func (e *entry) verify(issuer *x509.Certificate, answer []byte) (*response, erro
 			Err: fmt.Errorf("the response, or the certificate, ended at %s", name.Time(wall.Time(r.End)))}
 	}
 	return r, nil
-}
-
-func verifyAt(v Verifier, leaf, issuer *x509.Certificate, answer []byte, now time.Time) (*response, error) {
-	answer = bytes.Clone(answer)
-	p, until, der, err := judge(v, leaf, issuer, answer, now)
-	switch {
-	case err != nil:
-		return nil, err
-	case p.Status != ocsp.Good && p.Status != ocsp.Revoked:
-		return nil, errUnknown
-	}
-	thisUpdate := p.ThisUpdate
-	if thisUpdate.IsZero() {
-		thisUpdate = now // of a Verifier that does not say
-	}
-	r := &response{
-		DER:        bytes.Clone(der),
-		ThisUpdate: wall.MicroOf(thisUpdate),
-		ProducedAt: wall.MicroOf(p.ProducedAt),
-		Until:      wall.MicroOf(until),
-		End:        min(wall.MicroOf(until), wall.MicroOf(leaf.NotAfter)),
-	}
-	if p.Status == ocsp.Revoked {
-		r.Revoked, r.Reason = true, int8(p.RevocationReason)
-	}
-	r.Taken(answer)
-	return r, nil
-}
-
-// verifyRevoked returns what the cache has if it is a revocation that was valid at its thisUpdate: that outlasts it. It is
-// nil otherwise.
-func verifyRevoked(v Verifier, leaf, issuer *x509.Certificate, cached []byte) *response {
-	claims, ok := ocspder.Revoked(cached, leaf)
-	if now := wall.Now(); !ok || claims.ThisUpdate.After(now) || !now.Before(leaf.NotAfter) {
-		return nil
-	}
-	r, err := verifyAt(v, leaf, issuer, cached, claims.ThisUpdate)
-	if err != nil || !r.Revoked {
-		return nil
-	}
-	return r
 }
 
 // take offers r to what is held, with engine.mu held, and shows it to all handles if it is that from now on. It
@@ -353,8 +244,8 @@ func (e *entry) conclude(o outcome) {
 	if o.asked {
 		e.denied = denies(o.err)
 		e.askable.Store(true)
-		if ca := e.item.Authority(); ca != authority(e.leaf, nil) {
-			done.CA = authority(e.leaf, e.issuer) // which is another one if the chain lied
+		if ca := e.item.Authority(); ca != issuers.Authority(e.leaf, nil) {
+			done.CA = issuers.Authority(e.leaf, e.issuer) // which is another one if the chain lied
 		}
 	}
 	var kind EventKind
@@ -413,36 +304,6 @@ func (e *entry) conclude(o outcome) {
 		g.notices.emit(e, o.event(kind))
 	}
 	e.changed.broadcast()
-}
-
-// noted does what the schedule has noticed, with engine.mu held.
-func (e *entry) noted(n schedule.Notice) {
-	g := e.engine
-	switch n.Kind {
-	case schedule.StapleEnding:
-		g.notices.emit(e, Event{Kind: EventExpiring, Err: e.err})
-	case schedule.StapleEnded:
-		g.notices.emit(e, Event{Kind: EventExpired, Err: e.err})
-	case schedule.Expired:
-		e.rest(errExpired)
-		g.peers.expired(e)
-	case schedule.Paused:
-		e.rounds++
-		e.asking.Store(false)
-		e.changed.broadcast()
-		if e.settled && len(e.handles) > 0 {
-			return
-		}
-		e.settled = true
-		e.failures++
-		e.err = fmt.Errorf("nobody was asked so far, since requests about others have failed: %w", n.Err)
-		if e.seeking {
-			e.err = lacksIssuer(e.leaf, fmt.Errorf("%w: %w", ErrNoIssuer, e.err))
-		} else {
-			e.err = fmt.Errorf("no OCSP response for %s: %w", name.Of(e.leaf), e.err)
-		}
-		g.notices.emit(e, Event{Kind: EventFailed, Err: e.err})
-	}
 }
 
 // rest notes that nobody is asked any more, and why, with engine.mu held.

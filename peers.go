@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple/internal/hold"
+	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/seen"
@@ -135,7 +136,7 @@ func (p *peers) remember(cert, issuer *x509.Certificate) (*Certificate, error) {
 	key := keyOf(cert)
 	at, unusable := sources(g.fetcher, cert)
 	_, byURL := g.fetcher.(*HTTPFetcher)
-	ca := authority(cert, issuer)
+	ca := issuers.Authority(cert, issuer)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e := g.entries[key]
