@@ -64,7 +64,7 @@ func (d *driver) run() {
 	for now := d.now(); ; {
 		notices := g.schedule.Notices()
 		for _, n := range notices {
-			n.Item.Owner.(*entry).noted(n)
+			d.noted(n.Item.Owner.(*entry), n)
 		}
 		if g.closed {
 			break
@@ -80,9 +80,9 @@ func (d *driver) run() {
 	g.files.stir()
 }
 
-// noted does what the schedule has noticed, with engine.mu held.
-func (e *entry) noted(n schedule.Notice) {
-	g := e.engine
+// noted does what the schedule has noticed of e, with engine.mu held.
+func (d *driver) noted(e *entry, n schedule.Notice) {
+	g := d.engine
 	switch n.Kind {
 	case schedule.StapleEnding:
 		g.notices.emit(e, Event{Kind: EventExpiring, Err: e.err})
@@ -204,8 +204,9 @@ func (d *driver) tick() {
 		d.show()
 	}
 	d.remember(now)
-	g.collect()
-	g.forget()
+	g.wrapped.collect()
+	g.wrapped.forget()
+	g.peers.forget()
 	g.storage.look()
 	for _, line := range g.report.Look(time.Now()) {
 		g.notices.logReport(line)
@@ -282,7 +283,7 @@ func (d *driver) show() {
 	}
 	for e, k := range g.carried {
 		k.shown = time.Time{}
-		e.showCarried(k)
+		k.show(e)
 	}
 }
 

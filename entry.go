@@ -1,6 +1,7 @@
 package staple
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -17,6 +18,7 @@ import (
 	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/muststaple"
 	"github.com/go-staple/staple/internal/name"
+	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/report"
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/tally"
@@ -214,6 +216,135 @@ func (e *entry) adopt(r *response, stored bool) {
 	g.notices.emit(e, Event{Kind: kind})
 	e.changed.broadcast()
 	g.driver.run()
+}
+
+// maxCarried bounds the staples that are kept for one certificate while nobody can verify them.
+const maxCarried = 4
+
+// Carried is the staples that came with the handles to one leaf and are still to be verified.
+type carried struct {
+	staples [][]byte       // the last that came
+	fresh   []*Certificate // the handles that came since some were shown
+	shown   time.Time      // until then the others show one
+}
+
+// carry keeps a staple that came with c, a handle to e, with engine.mu held.
+func (e *entry) carry(c *Certificate, staple []byte) {
+	g := e.engine
+	k := g.carried[e]
+	if e.gone {
+		return
+	}
+	if k == nil {
+		if len(staple) == 0 {
+			return
+		}
+		k = new(carried)
+		g.carried[e] = k
+	}
+	k.fresh = append(k.fresh, c)
+	if len(staple) > 0 {
+		k.staples = append(k.staples, bytes.Clone(staple))
+		k.staples = k.staples[max(len(k.staples)-maxCarried, 0):]
+	}
+}
+
+// adoptCarried judges the staples that came with the handles. Where the issuer
+// is not known, issuer is nil, and the one that ends last is shown as it is, until its end.
+func (e *entry) adoptCarried(issuer *x509.Certificate) {
+	g := e.engine
+	g.mu.Lock()
+	k := g.carried[e]
+	switch {
+	case k == nil:
+		g.mu.Unlock()
+		return
+	case issuer == nil:
+		k.show(e)
+		g.mu.Unlock()
+		return
+	}
+	delete(g.carried, e)
+	g.mu.Unlock()
+	var best *response
+	var refused error
+	defer func() { // also if the Verifier ends the goroutine
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if best != nil {
+			e.adopt(best, false)
+		}
+		if e.known.Held() == nil {
+			e.unstaple()
+		}
+		if refused != nil && !g.closed {
+			g.notices.log(slog.LevelWarn, "the OCSP staple that came with a certificate was refused", e, slog.Any("error", refused))
+		}
+	}()
+	for _, der := range k.staples {
+		if r, err := e.verify(issuer, der); err != nil {
+			refused = err
+		} else if best == nil || r.Newer(best) {
+			best = r
+		}
+	}
+}
+
+// show makes handshakes carry what nobody can verify, with engine.mu held.
+func (k *carried) show(e *entry) {
+	var last []byte
+	var end time.Time
+	for _, der := range k.staples {
+		if of := carriedEnd(der, e.leaf); of.After(end) {
+			last, end = der, of
+		}
+	}
+	handles := k.fresh
+	k.fresh = nil
+	now := wall.Now()
+	if e.known.Held() != nil || !now.Before(end) {
+		return
+	}
+	if !now.Before(k.shown) {
+		handles, k.shown = e.handles, end
+	}
+	for _, c := range handles {
+		if !c.removed {
+			c.setStaple(last, end)
+		}
+	}
+	e.changed.broadcast()
+}
+
+// heed deals with a staple that came with a handle which was there already.
+func (e *entry) heed(c *Certificate, staple []byte) {
+	g := e.engine
+	issuer := e.localIssuer()
+	if issuer == nil {
+		g.mu.Lock()
+		e.carry(c, staple)
+		g.mu.Unlock()
+		e.adoptCarried(nil)
+		return
+	}
+	if r, err := e.verify(issuer, staple); err == nil {
+		g.mu.Lock()
+		e.adopt(r, false)
+		g.mu.Unlock()
+	}
+}
+
+// carriedEnd returns the end of a response that nobody has verified, by its own
+// account and leaf's; zero if it is no response about leaf.
+func carriedEnd(der []byte, leaf *x509.Certificate) time.Time {
+	if len(der) == 0 {
+		return time.Time{}
+	}
+	end := ocspder.ClaimedEnd(der, leaf, defaultMaxAge)
+	if leaf.NotAfter.Before(end) {
+		end = leaf.NotAfter
+	}
+	return end
 }
 
 // conclude ends a round: it publishes, schedules the next, and tells whoever waits

@@ -50,10 +50,10 @@ func (s *Stapler) LockEngine() (unlock func()) {
 
 // Indexes returns how many indexes there are over certificates of configurations that came anew with a connection,
 // for tests.
-func (s *Stapler) Indexes() int { return s.engine.arrays.Len() }
+func (s *Stapler) Indexes() int { return s.engine.wrapped.arrays.Len() }
 
 // Released returns how many configurations are gone and not yet forgotten, for tests.
-func (s *Stapler) Released() int { return s.engine.released.Len() }
+func (s *Stapler) Released() int { return s.engine.wrapped.released.Len() }
 
 func TestARefusedResponseIsTheCertificatesFault(t *testing.T) {
 	for _, err := range []error{&VerifyError{Reason: ReasonBadSignature, Err: errors.New("forged")}, errUnknown, errOlder} {

@@ -306,6 +306,13 @@ func (p *peers) drop(c *Certificate) {
 	}
 }
 
+// forget forgets the peers that have not come for a day, with engine.mu held.
+func (p *peers) forget() {
+	for _, c := range p.table.Forget(time.Now()) {
+		p.drop(c)
+	}
+}
+
 // expired forgets a peer whose certificate has expired, with engine.mu held.
 func (p *peers) expired(e *entry) {
 	if e.peer != nil && len(e.handles) == 0 {

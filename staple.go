@@ -242,6 +242,55 @@ func (s *Stapler) Wait(ctx context.Context) error {
 	return g.lacking()
 }
 
+// unsettled returns what has not had its first round.
+func (g *engine) unsettled() []*entry {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.wrapped.collect()
+	var all []*entry
+	for c := g.first; c != nil && !g.closed; c = c.next {
+		if !c.entry().settled && c.entry().handles[0] == c {
+			all = append(all, c.entry())
+		}
+	}
+	return all
+}
+
+// lacking returns an error that names the Must-Staple certificates that have no staple, some of
+// them if they are many, and nil if there are none.
+func (g *engine) lacking() error {
+	const named = 10
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var n int
+	var why []error
+	counted := make(map[*entry]bool)
+	for c := g.first; c != nil; c = c.next {
+		e := c.entry()
+		if _, stapled := c.current(); stapled || !e.mustStaple || c.hidden || counted[e] {
+			continue
+		}
+		counted[e] = true
+		if n++; n > named {
+			continue
+		}
+		err := e.err
+		switch {
+		case e.known.Revoked():
+			err = ErrRevoked
+		case err == nil && g.closed:
+			err = ErrClosed
+		case err == nil:
+			err = errOver
+		}
+		why = append(why, fmt.Errorf("%s: %w", name.Of(e.leaf), err))
+	}
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("staple: %d Must-Staple certificates have no staple, such as %w", n, errors.Join(why...))
+}
+
 // Certificates returns the handles of all certificates under the Stapler's care,
 // in the order in which they came: those added, those of configurations that went
 // through TLSConfig, and those that their callbacks returned. One that succeeds another
