@@ -3,17 +3,18 @@ package staple
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
+	"crypto/x509"
 	"errors"
-	"fmt"
+	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/go-staple/staple/internal/dirfile"
-	"github.com/go-staple/staple/internal/ocspder"
+	"github.com/go-staple/staple/internal/dircache"
+	"github.com/go-staple/staple/internal/guarded"
+	"github.com/go-staple/staple/internal/schedule"
+	"github.com/go-staple/staple/internal/wall"
 )
 
 // ErrCacheMiss is returned by a [Cache] for a key that it does not hold.
@@ -101,15 +102,6 @@ func (m *MemoryCache) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-const (
-	maxCached  = 1 << 20              // a larger file is no OCSP response
-	tempPrefix = ".staple-"           // of files being written
-	tempAge    = time.Hour            // then its writer has crashed
-	goneAge    = 7 * 24 * time.Hour   // since the response in a file has ended
-	revokedAge = 825 * 24 * time.Hour // the same of a revocation, which counts as long as its certificate is valid
-	sweepEvery = 24 * time.Hour
-)
-
 // A DirCache is a [Cache] in a directory: one file for each response, which holds
 // its DER (openssl ocsp -respin FILE -text shows it). The directory is made on
 // the first Put, for its owner alone, as are the files. A file is replaced as a
@@ -123,26 +115,9 @@ const (
 // files, until it is through.
 type DirCache string
 
-// path returns the name of key's file. Only plain names are keys.
-func (d DirCache) path(key string) (string, error) {
-	if key == "" || len(key) > 200 || key[0] == '.' || strings.ContainsFunc(key, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.+", r))
-	}) {
-		return "", fmt.Errorf("staple: %q is no key for a DirCache", key)
-	}
-	return filepath.Join(string(d), key), nil
-}
-
 // Get returns the contents of key's file, or ErrCacheMiss if there is none.
 func (d DirCache) Get(ctx context.Context, key string) ([]byte, error) {
-	name, err := d.path(key)
-	if err == nil {
-		err = ctx.Err()
-	}
-	if err != nil {
-		return nil, err
-	}
-	data, err := dirfile.Read(ctx, name, maxCached)
+	data, err := dircache.Dir(d).Get(ctx, key)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, ErrCacheMiss
 	}
@@ -151,109 +126,269 @@ func (d DirCache) Get(ctx context.Context, key string) ([]byte, error) {
 
 // Put writes key's file.
 func (d DirCache) Put(ctx context.Context, key string, data []byte) error {
-	name, err := d.path(key)
-	switch {
-	case err != nil:
-		return err
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case len(data) > maxCached:
-		return fmt.Errorf("staple: %d bytes are too many for an OCSP response", len(data))
-	}
-	if err := os.MkdirAll(string(d), 0o700); err != nil {
-		return err
-	}
-	d.sweep(ctx)
-	return dirfile.Write(ctx, string(d), tempPrefix, name, data)
+	return dircache.Dir(d).Put(ctx, key, data)
 }
 
 // Delete removes key's file.
 func (d DirCache) Delete(ctx context.Context, key string) error {
-	name, err := d.path(key)
-	if err == nil {
-		err = ctx.Err()
-	}
-	if err != nil {
-		return err
-	}
-	if err := dirfile.Remove(ctx, name); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
+	return dircache.Dir(d).Delete(ctx, key)
 }
 
 // TryLock implements [Locker] for processes that share the directory. The lock is a
 // file, which names its holder. One that is older than ttl was left by a process
 // that crashed, and is taken over; the clocks of the processes must agree on that.
 func (d DirCache) TryLock(ctx context.Context, key string, ttl time.Duration) (unlock func(), ok bool, err error) {
-	if _, err = d.path(key); err == nil {
-		err = ctx.Err()
+	return dircache.Dir(d).TryLock(ctx, key, ttl)
+}
+
+const storeTimeout = 5 * time.Second // for one call of the cache, and for those that Close waits for
+
+// A storage is a Cache and Locker at work: what they have of entries, and what of them fails.
+type storage struct {
+	engine *engine
+	cache  *guarded.Cache // nil: there is none
+	locker Locker         // nil: there is none
+
+	// Guarded by engine.mu.
+	trouble  trouble
+	troubled time.Time // since when there is any
+	probed   time.Time // when it was looked last whether there still is
+	storing  bool      // attend is at it
+	kept     []string  // keys of what the cache did not delete
+}
+
+func (s *storage) init(g *engine, cache Cache) {
+	s.engine = g
+	if cache != nil {
+		s.cache = guarded.New(cache)
+		if s.cache.Locks() {
+			s.locker = s.cache
+		}
 	}
+}
+
+// delete deletes what the cache has under key, now or when it works again.
+func (s *storage) delete(key string) {
+	g := s.engine
+	g.mu.Lock()
+	ctx := g.store
+	g.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	err := s.cache.Delete(ctx, key)
+	if err != nil {
+		g.mu.Lock()
+		if len(s.kept) < untold {
+			s.kept = append(s.kept, key)
+		}
+		g.mu.Unlock()
+	}
+	s.report(deleting, err)
+}
+
+// storeRest stores what the cache did not take when it came, in the background, with mu held.
+func (s *storage) storeRest() { s.attend(0) }
+
+// look sees whether what fails of the cache works again, and stores the rest, in the background, with mu held:
+// nobody else may have a use for it for hours.
+func (s *storage) look() {
+	if s.trouble != 0 && time.Since(s.probed) >= maxSleep {
+		s.probed = time.Now()
+		s.attend(s.trouble)
+	}
+}
+
+// attend does what storeRest and look do: failing is what to see about.
+func (s *storage) attend(failing trouble) {
+	g := s.engine
+	if s.cache == nil || s.storing && !g.closed || len(g.entries) == 0 {
+		return
+	}
+	var one *entry
+	var rest []*entry
+	for _, e := range g.entries {
+		one = e
+		if s.lacks(e) && e.item.State() != schedule.Working && e.item.State() != schedule.Storing { // whose worker does it
+			rest = append(rest, e)
+		}
+	}
+	kept := s.kept
+	if len(rest) == 0 && len(kept) == 0 && failing == 0 {
+		return
+	}
+	s.storing, s.kept = true, nil
+	g.wg.Add(1)
+	go func() {
+		defer g.wg.Done()
+		defer func() {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			s.storing = false
+			s.kept = append(s.kept, kept...)
+		}()
+		for _, e := range rest {
+			if !s.save(e) {
+				return
+			}
+		}
+		for g.ctx.Err() == nil && len(kept) > 0 {
+			key := kept[0]
+			kept = kept[1:]
+			if s.delete(key); s.failing()&deleting != 0 {
+				return
+			}
+		}
+		s.probe(one, s.failing()&failing)
+	}()
+}
+
+func (s *storage) failing() trouble {
+	g := s.engine
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return s.trouble
+}
+
+// probe calls the cache to see whether what fails of it works again: it reads what there is about e, writes the same, and
+// takes e's lock for a moment.
+func (s *storage) probe(e *entry, failing trouble) {
+	g := s.engine
+	if failing == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(g.ctx, storeTimeout)
+	defer cancel()
+	der, err := s.get(ctx, e)
+	if g.ctx.Err() != nil {
+		return
+	}
+	if s.report(reading, err); err != nil {
+		return
+	}
+	if failing&writing != 0 {
+		if len(der) == 0 {
+			g.mu.Lock()
+			if held := e.known.Held(); held != nil {
+				der = held.DER
+			}
+			g.mu.Unlock()
+		}
+		if len(der) > 0 {
+			err = s.cache.Put(ctx, e.cacheKey(), der)
+			if g.ctx.Err() != nil {
+				return
+			}
+			if s.report(writing, err); err != nil {
+				return
+			}
+		}
+	}
+	if failing&locking != 0 {
+		unlock, _, err := s.locker.TryLock(ctx, e.cacheKey(), time.Second)
+		if g.ctx.Err() == nil {
+			s.report(locking, err)
+		}
+		if unlock != nil {
+			unlock()
+		}
+	}
+}
+
+// A trouble is what of the cache fails at present, as bits: one line is logged for each
+// outage. engine.mu guards it.
+type trouble uint8
+
+const (
+	reading trouble = 1 << iota
+	writing
+	deleting
+	locking
+)
+
+// report notes how it went this time. mu must not be held.
+func (s *storage) report(doing trouble, err error) {
+	g := s.engine
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	was := s.trouble
+	if s.trouble &^= doing; err != nil {
+		s.trouble |= doing
+	}
+	switch {
+	case was == 0 && err != nil:
+		s.troubled = time.Now()
+		s.probed = s.troubled
+		name := map[trouble]string{reading: "reading", writing: "writing", deleting: "deleting from", locking: "locking"}[doing]
+		g.notices.say(slog.LevelWarn, name+" the OCSP cache fails; stapling goes on without", slog.Any("error", err))
+		g.driver.arm()
+	case was != 0 && s.trouble == 0:
+		g.notices.say(slog.LevelInfo, "the OCSP cache works again", slog.Duration("lasted", time.Since(s.troubled).Round(time.Second)))
+	}
+	if was&writing != 0 && s.trouble&writing == 0 {
+		s.storeRest()
+	}
+}
+
+// get returns what the cache has about e, which may be nothing.
+func (s *storage) get(ctx context.Context, e *entry) ([]byte, error) {
+	der, err := s.cache.Get(ctx, e.cacheKey())
+	if isMiss(err) {
+		return nil, nil
+	}
+	return der, err
+}
+
+// load returns the response that the cache has about e, verified, or nil. An error
+// is one of the cache's.
+func (s *storage) load(ctx context.Context, e *entry, issuer *x509.Certificate) (*response, error) {
+	g := s.engine
+	der, err := s.get(ctx, e)
+	if err != nil || len(der) == 0 {
+		return nil, err
+	}
+	g.mu.Lock()
+	held := e.known.Held()
+	g.mu.Unlock()
+	if held != nil && held.Is(der) {
+		return held, nil
+	}
+	r, err := e.verify(issuer, der)
 	if err == nil {
-		err = os.MkdirAll(string(d), 0o700)
+		return r, nil
 	}
-	if err != nil {
-		return nil, false, err
+	if r = verifyRevoked(g.verifier, e.leaf, issuer, der); r == nil {
+		g.mu.Lock()
+		g.notices.log(slog.LevelDebug, "a cached OCSP response was refused", e, slog.Any("error", err))
+		g.mu.Unlock()
 	}
-	name := filepath.Join(string(d), tempPrefix+"lock-"+key)
-	if info, err := os.Lstat(name); err == nil && time.Since(info.ModTime()).Abs() > ttl {
-		// Renamed, rather than removed, so that of several who see this one succeeds.
-		aside := filepath.Join(string(d), tempPrefix+rand.Text())
-		if dirfile.Rename(ctx, name, aside) == nil {
-			_ = dirfile.Remove(ctx, aside)
-		}
-	}
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, os.ErrExist) {
-		return nil, false, nil
-	}
-	if err != nil {
-		return nil, false, err
-	}
-	holder := rand.Text()
-	_, err = f.WriteString(holder)
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err != nil {
-		_ = dirfile.Remove(ctx, name)
-		return nil, false, err
-	}
-	return func() {
-		ctx := context.WithoutCancel(ctx)
-		if data, err := dirfile.Read(ctx, name, maxCached); err == nil && string(data) == holder {
-			_ = dirfile.Remove(ctx, name)
-		}
-	}, true, nil
+	return r, nil
 }
 
-// sweeper sweeps the directories of all DirCaches of this process, each once a day.
-var sweeper dirfile.Sweeper
-
-// sweep removes what has no use any more, among a few of the files.
-func (d DirCache) sweep(ctx context.Context) {
-	now := time.Now()
-	sweeper.Sweep(string(d), now, sweepEvery, func(info os.FileInfo) {
-		name, age := filepath.Join(string(d), info.Name()), now.Sub(info.ModTime())
-		switch {
-		case !info.Mode().IsRegular():
-		case strings.HasPrefix(info.Name(), tempPrefix):
-			if age > tempAge {
-				os.Remove(name)
-			}
-		case isCacheKey(info.Name()) && age > goneAge:
-			data, _ := dirfile.Read(ctx, name, maxCached)
-			if age < revokedAge && ocspder.SaysRevoked(data) {
-				return // which outlasts its response
-			}
-			if end := ocspder.ClaimedEnd(data, nil, defaultMaxAge); !end.IsZero() && now.Sub(end) > goneAge {
-				os.Remove(name)
-			}
+// save writes the response held for e to the cache, unless it is there, and reports whether that is done with.
+func (s *storage) save(e *entry) bool {
+	g := s.engine
+	g.mu.Lock()
+	r, ctx := e.known.Held(), g.store
+	needed := s.lacks(e)
+	g.mu.Unlock()
+	if s.cache == nil || !needed {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	err := s.cache.Put(ctx, e.cacheKey(), r.DER)
+	if err == nil {
+		g.mu.Lock()
+		if e.known.Held() == r {
+			e.stored = true
 		}
-	})
+		g.mu.Unlock()
+	}
+	s.report(writing, err)
+	return err == nil
 }
 
-// isCacheKey reports whether a file's name is one that a Stapler would give it.
-func isCacheKey(name string) bool {
-	return len(name) == 64 && strings.Trim(name, "0123456789abcdef") == ""
+// lacks reports whether the response held for e should be in the cache and is not, with engine.mu held.
+func (s *storage) lacks(e *entry) bool {
+	return e.known.Held() != nil && !e.stored && wall.Now().Before(e.leaf.NotAfter)
 }

@@ -13,10 +13,12 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/go-staple/staple/internal/backlog"
 	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/muststaple"
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/ocspder"
+	"github.com/go-staple/staple/internal/tally"
 	"github.com/go-staple/staple/internal/wall"
 )
 
@@ -100,7 +102,7 @@ type checking struct {
 
 	timeout time.Duration
 	maxAge  int64 // in microseconds; 0: any
-	events  teller[Event]
+	events  backlog.Teller[Event]
 	gone    *atomic.Bool // nobody has the Checker any more
 }
 
@@ -214,7 +216,7 @@ func (q *inquiry) decide(ctx context.Context, chains [][]*x509.Certificate) erro
 	var open []question
 	for _, chain := range chains {
 		if v := q.judge(chain, &open); v.err == nil {
-			v.of.passed.Add(1)
+			v.of.Passed.Add(1)
 			return nil
 		}
 	}
@@ -225,7 +227,7 @@ func (q *inquiry) decide(ctx context.Context, chains [][]*x509.Certificate) erro
 	for _, chain := range chains {
 		v := q.judge(chain, nil)
 		if v.err == nil {
-			v.of.passed.Add(1)
+			v.of.Passed.Add(1)
 			return nil
 		}
 		all = append(all, v)
@@ -252,10 +254,10 @@ func (q *inquiry) decide(ctx context.Context, chains [][]*x509.Certificate) erro
 // A verdict is about one chain.
 type verdict struct {
 	err        error
-	of         *tally // the leaf's
-	unanswered bool   // and nothing else is wrong
-	about      *entry // which is
-	must       bool   // an answer is needed even if FailOpen is set
+	of         *tally.Tally // the leaf's
+	unanswered bool         // and nothing else is wrong
+	about      *entry       // which is
+	must       bool         // an answer is needed even if FailOpen is set
 }
 
 // errOpen is the error of a chain about which answers are to be waited for.
@@ -374,7 +376,7 @@ func (q *inquiry) await(ctx context.Context, open []question) {
 			break
 		}
 	}
-	open[0].tally.waited(time.Since(began))
+	open[0].tally.Wait(time.Since(began))
 }
 
 // why returns why there is no answer about e, and whether that is because the Stapler is closed.

@@ -4,21 +4,22 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"maps"
 	"math/rand/v2"
-	"net/http"
-	"net/url"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/go-staple/staple/internal/ask"
 	"github.com/go-staple/staple/internal/choose"
 	"github.com/go-staple/staple/internal/exchange"
+	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/report"
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/wall"
-	"golang.org/x/crypto/ocsp"
 )
 
 const (
@@ -29,6 +30,9 @@ const (
 	// clockJump is how far wall and monotonic clock may drift apart
 	// before the wall clock counts as set, or the machine as suspended.
 	clockJump = 5 * time.Second
+
+	preloadTimeout = time.Second // for the cache, before Add and TLSConfig return, and for one look into it then and after
+	preloaders     = 32          // looks at a time, or as many as there are processors: the cache may be far away
 
 	defaultConcurrency = 16
 )
@@ -60,7 +64,7 @@ func (d *driver) run() {
 	for now := d.now(); ; {
 		notices := g.schedule.Notices()
 		for _, n := range notices {
-			n.Item.Owner.(*entry).noted(n)
+			d.noted(n.Item.Owner.(*entry), n)
 		}
 		if g.closed {
 			break
@@ -74,6 +78,36 @@ func (d *driver) run() {
 	}
 	d.arm()
 	g.files.stir()
+}
+
+// noted does what the schedule has noticed of e, with engine.mu held.
+func (d *driver) noted(e *entry, n schedule.Notice) {
+	g := d.engine
+	switch n.Kind {
+	case schedule.StapleEnding:
+		g.notices.emit(e, Event{Kind: EventExpiring, Err: e.err})
+	case schedule.StapleEnded:
+		g.notices.emit(e, Event{Kind: EventExpired, Err: e.err})
+	case schedule.Expired:
+		e.rest(errExpired)
+		g.peers.expired(e)
+	case schedule.Paused:
+		e.rounds++
+		e.asking.Store(false)
+		e.changed.broadcast()
+		if e.settled && len(e.handles) > 0 {
+			return
+		}
+		e.settled = true
+		e.failures++
+		e.err = fmt.Errorf("nobody was asked so far, since requests about others have failed: %w", n.Err)
+		if e.seeking {
+			e.err = lacksIssuer(e.leaf, fmt.Errorf("%w: %w", ErrNoIssuer, e.err))
+		} else {
+			e.err = fmt.Errorf("no OCSP response for %s: %w", name.Of(e.leaf), e.err)
+		}
+		g.notices.emit(e, Event{Kind: EventFailed, Err: e.err})
+	}
 }
 
 // work does one round, or looks into the cache alone.
@@ -170,8 +204,9 @@ func (d *driver) tick() {
 		d.show()
 	}
 	d.remember(now)
-	g.collect()
-	g.forget()
+	g.wrapped.collect()
+	g.wrapped.forget()
+	g.peers.forget()
 	g.storage.look()
 	for _, line := range g.report.Look(time.Now()) {
 		g.notices.logReport(line)
@@ -248,7 +283,7 @@ func (d *driver) show() {
 	}
 	for e, k := range g.carried {
 		k.shown = time.Time{}
-		e.showCarried(k)
+		k.show(e)
 	}
 }
 
@@ -298,171 +333,162 @@ func (d *driver) reconsider(e *entry) {
 	d.run()
 }
 
-// notAsked is what an HTTPError has, and nothing else, where schedule.NoFault would mean
-// that its exported fields tell.
-const notAsked schedule.Fault = -1
+// A preload looks for the responses of newly registered handles: in what came with
+// them first, then in the cache. The first round of each begins after that.
+type preload struct {
+	*engine
+	carrying queue          // those with which something came
+	judged   sync.WaitGroup // until that is dealt with
+	all      queue
 
-// sourceOf returns a URL as the schedule has it. Its host has the port, but for the usual one of http: whoever
-// listens at one port says nothing of another.
-func sourceOf(s string) schedule.Source {
-	at := schedule.Source{URL: s}
-	if u, err := url.Parse(s); err == nil {
-		at.Host = strings.ToLower(u.Host)
-		switch {
-		case u.Scheme == "http":
-			at.Host = strings.TrimSuffix(at.Host, ":80")
-		case u.Scheme == "https" && u.Port() == "" && at.Host != "":
-			at.Host = strings.TrimSuffix(at.Host, ":") + ":443"
+	// Guarded by engine.mu.
+	ready []*Certificate // for their first rounds, which begin together: no host is to have all workers
+	late  bool           // these have begun, and each of the others begins at once
+}
+
+// preload runs a preload in parallel. It returns after preloadTimeout at most: what is
+// left goes on in the background.
+func (g *engine) preload(handles ...*Certificate) {
+	p := &preload{engine: g, all: queue{handles: handles}}
+	g.mu.Lock()
+	for _, c := range handles {
+		if g.carried[c.entry()] != nil {
+			p.carrying.handles = append(p.carrying.handles, c)
 		}
 	}
-	return at
+	workers := min(len(handles), max(preloaders, runtime.GOMAXPROCS(0)))
+	if g.closed || g.storage.cache == nil && len(p.carrying.handles) == 0 {
+		p.ready, workers = handles, 0
+	}
+	p.judged.Add(workers)
+	g.wg.Add(workers)
+	g.mu.Unlock()
+	ctx, cancel := context.WithTimeout(g.ctx, preloadTimeout)
+	defer cancel()
+	done := make(chan struct{}, workers)
+	for range workers {
+		go func() {
+			defer g.wg.Done()
+			defer func() { done <- struct{}{} }()
+			p.work()
+		}()
+	}
+	for ; workers > 0 && ctx.Err() == nil; workers-- {
+		select {
+		case <-done:
+		case <-ctx.Done():
+		}
+	}
+	g.mu.Lock()
+	p.late = true
+	g.mu.Unlock()
+	g.launch(p.ready...)
+}
+
+// work is what each goroutine of p does.
+func (p *preload) work() {
+	defer func() { p.begin(p.all.rest()...) }() // also if a Cache or Verifier ends the goroutine
+	p.judge()
+	p.judged.Wait()
+	for c := p.all.next(p.ctx); c != nil; c = p.all.next(p.ctx) {
+		began := time.Now()
+		p.read(c)
+		if time.Since(began) >= preloadTimeout {
+			return // the cache hangs, and would for each of the rest
+		}
+	}
+}
+
+// judge deals with what came with the handles.
+func (p *preload) judge() {
+	defer p.judged.Done()
+	for c := p.carrying.next(p.ctx); c != nil; c = p.carrying.next(p.ctx) {
+		c.entry().adoptCarried(c.entry().localIssuer())
+	}
+}
+
+// A queue is of handles that are taken from it by several goroutines.
+type queue struct {
+	handles []*Certificate
+	taken   atomic.Int64
+}
+
+// next takes one; nil: there is none, or ctx has ended.
+func (q *queue) next(ctx context.Context) *Certificate {
+	if i := q.taken.Add(1) - 1; i < int64(len(q.handles)) && ctx.Err() == nil {
+		return q.handles[i]
+	}
+	return nil
+}
+
+// rest takes all that are left.
+func (q *queue) rest() []*Certificate {
+	n := int64(len(q.handles))
+	return q.handles[min(q.taken.Swap(n), n):]
+}
+
+// read looks for the response about c in the cache.
+func (p *preload) read(c *Certificate) {
+	defer p.begin(c)
+	e := c.entry()
+	p.mu.Lock()
+	gone := e.gone
+	p.mu.Unlock()
+	if p.storage.cache == nil || gone {
+		return
+	}
+	issuer := e.localIssuer()
+	if issuer == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(p.ctx, preloadTimeout)
+	defer cancel()
+	r, err := p.storage.load(ctx, e, issuer)
+	if ctx.Err() == nil {
+		p.storage.report(reading, err)
+	}
+	if r != nil {
+		p.mu.Lock()
+		e.adopt(r, true)
+		e.stored = e.stored || r == e.known.Held()
+		p.mu.Unlock()
+	}
+	if err == nil {
+		p.storage.save(e) // what came with the certificate, if the cache has nothing newer
+	}
+}
+
+// begin lets the first rounds of handles begin.
+func (p *preload) begin(handles ...*Certificate) {
+	p.mu.Lock()
+	late := p.late
+	if !late {
+		p.ready = append(p.ready, handles...)
+	}
+	p.mu.Unlock()
+	if late {
+		p.launch(handles...)
+	}
 }
 
 // sources returns who is asked about leaf, as far as is known before, and which of the URLs that are there nobody can ask,
 // but for LDAP's. A struct that embeds an HTTPFetcher has the method of that, too; others are found out when they have asked.
 func sources(fetcher Fetcher, leaf *x509.Certificate) (at []schedule.Source, unusable []string) {
-	var named []place
+	var named []exchange.Place
 	if f, ok := fetcher.(interface {
-		named(*x509.Certificate) []place
+		named(*x509.Certificate) []exchange.Place
 	}); ok {
 		named = f.named(leaf)
 	} else {
-		named = places(leaf.OCSPServer, false)
+		named = exchange.Places(leaf.OCSPServer, false)
 	}
 	for _, p := range named {
-		switch scheme, _, _ := strings.Cut(strings.ToLower(p.url), ":"); {
-		case p.fetchable():
-			at = append(at, sourceOf(p.url))
+		switch scheme, _, _ := strings.Cut(strings.ToLower(p.URL), ":"); {
+		case p.Fetchable():
+			at = append(at, schedule.SourceOf(p.URL))
 		case scheme != "ldap" && scheme != "ldaps":
-			unusable = append(unusable, p.url)
+			unusable = append(unusable, p.URL)
 		}
 	}
 	return at, unusable
-}
-
-// knownIssuers returns candidates for the issuer of leaf that fetcher, an IssuerFetcher, knows already, and whom it asks
-// for others. An error says that it asks nobody.
-func knownIssuers(fetcher Fetcher, leaf *x509.Certificate) (known []*x509.Certificate, at []schedule.Source, err error) {
-	urls := places(leaf.IssuingCertificateURL, false)
-	if f, ok := fetcher.(interface {
-		knownIssuers(*x509.Certificate) ([]*x509.Certificate, []place, error)
-	}); ok {
-		known, urls, err = f.knownIssuers(leaf)
-	}
-	for _, p := range urls {
-		if p.fetchable() {
-			at = append(at, sourceOf(p.url))
-		}
-	}
-	return known, at, err
-}
-
-// answersIn returns what err, of a Fetch that failed, says of each URL, in
-// order: one answer for each *HTTPError in its tree. One inside another is about the same
-// URL.
-func answersIn(err error) (answers []schedule.Answer) {
-	walk(err, func(err error) (into bool) {
-		e, ok := err.(*HTTPError)
-		if ok {
-			answers = append(answers, schedule.Answer{Source: sourceOf(e.URL), Fault: e.whose(), RetryAfter: e.RetryAfter,
-				Busy: e.StatusCode == http.StatusTooManyRequests || e.StatusCode == http.StatusServiceUnavailable, Err: e})
-		}
-		return !ok
-	})
-	return answers
-}
-
-// walk calls visit with each error of a tree, a parent before its children, in the order
-// of errors.Is. It leaves out those below an error of which visit returns false.
-func walk(err error, visit func(error) (into bool)) {
-	if err == nil || !visit(err) {
-		return
-	}
-	switch e := err.(type) {
-	case interface{ Unwrap() error }:
-		walk(e.Unwrap(), visit)
-	case interface{ Unwrap() []error }:
-		for _, err := range e.Unwrap() {
-			walk(err, visit)
-		}
-	}
-}
-
-// retryAfter returns the longest pause that a responder asked for in err.
-func retryAfter(err error) (longest time.Duration) {
-	walk(err, func(err error) bool {
-		if e, ok := err.(*HTTPError); ok {
-			longest = max(longest, e.RetryAfter)
-		}
-		return true
-	})
-	return longest
-}
-
-// whose returns whose fault e tells of. Of several requests it is the last one's, so far
-// as that can be told of an HTTPError by somebody else's Fetcher.
-func (e *HTTPError) whose() schedule.Fault {
-	switch {
-	case errors.Is(e.Err, context.Canceled), e.fault == notAsked:
-		return schedule.NoFault
-	case e.fault != schedule.NoFault:
-		return e.fault
-	}
-	if inner := answersIn(e.Err); len(inner) > 0 { // e may be a copy, under another URL
-		if last := inner[len(inner)-1]; last.Err.(*HTTPError).StatusCode == e.StatusCode {
-			return last.Fault
-		}
-	}
-	return faultIn(e.StatusCode != 0, e.StatusCode, e.RetryAfter, e.Err)
-}
-
-// faultOf returns whose fault it is that a request failed, notAsked if nobody's.
-func faultOf(a ask.Attempt) schedule.Fault {
-	switch a.Stage {
-	case ask.Unasked:
-		return notAsked
-	case ask.Refused:
-		return schedule.Certificate
-	default:
-		return faultIn(a.Stage == ask.Answered, a.Status, a.RetryAfter, a.Err)
-	}
-}
-
-// faultIn returns whose fault err is, of a request to which anything was answered or
-// nothing, with this status, 0 if it was no HTTP or a redirect to nowhere.
-func faultIn(answered bool, status int, retryAfter time.Duration, err error) schedule.Fault {
-	var said, refused schedule.Fault // by the responder; by whoever judges its response
-	walk(err, func(err error) bool {
-		switch e := err.(type) {
-		case ocsp.ResponseError:
-			if said = schedule.Certificate; e.Status == ocsp.TryLater || e.Status == ocsp.InternalError {
-				said = schedule.CA
-			}
-		case *VerifyError:
-			refused = schedule.Certificate
-		}
-		switch err {
-		case errUnknown, errOlder:
-			refused = schedule.Certificate
-		case exchange.ErrUnusable:
-			refused = schedule.CA
-		}
-		return true
-	})
-	switch {
-	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable && retryAfter > 0:
-		return schedule.URL
-	case said != schedule.NoFault:
-		return said
-	case status >= 500:
-		return schedule.CA
-	case status >= 400:
-		return schedule.Certificate
-	case refused != schedule.NoFault:
-		return refused
-	case answered:
-		return schedule.CA
-	default:
-		return schedule.Host
-	}
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -22,12 +21,6 @@ import (
 	"github.com/go-staple/staple/internal/schedule"
 	"github.com/go-staple/staple/internal/seen"
 	"github.com/go-staple/staple/internal/wall"
-)
-
-const (
-	preloadTimeout = time.Second     // for the cache, before Add and TLSConfig return, and for one look into it then and after
-	preloaders     = 32              // looks at a time, or as many as there are processors: the cache may be far away
-	storeTimeout   = 5 * time.Second // for one call of the cache, and for those that Close waits for
 )
 
 // An engine is a Stapler at work: its fields as they were at first use, what it
@@ -55,9 +48,8 @@ type engine struct {
 	orders  uint64               // handles that Add has made so far
 	added   *choose.Index[entry] // of the handles that Add made; nil: nobody has asked
 
-	registered map[*seen.Owner][]*Certificate // the handles of Certificates of configurations
-	carried    map[*entry]*carried
-	early      map[*entry]*response // what was held and lay in the future when the clock was set back
+	carried map[*entry]*carried
+	early   map[*entry]*response // what was held and lay in the future when the clock was set back
 
 	storage storage
 
@@ -66,12 +58,9 @@ type engine struct {
 	notices  notices
 	files    watcher
 
-	peers peers
-
-	kinds    choose.Kinds
-	arrays   choose.Arrays
-	seen     seen.Table[Certificate]
-	released seen.Released
+	peers   peers
+	wrapped wrapped
+	kinds   choose.Kinds
 
 	unusable bounded.Map[string, bool] // URLs that the log has named
 	report   report.Log[*entry]
@@ -87,7 +76,6 @@ func newEngine(s *Stapler) *engine {
 		requireStaple: s.RequireStaple,
 		stapleRevoked: s.StapleRevoked,
 		entries:       make(map[[sha256.Size]byte]*entry),
-		registered:    make(map[*seen.Owner][]*Certificate),
 		carried:       make(map[*entry]*carried),
 		early:         make(map[*entry]*response),
 	}
@@ -110,6 +98,7 @@ func newEngine(s *Stapler) *engine {
 	g.schedule = newSchedule(s.Concurrency, s.Cache != nil)
 	g.driver.engine = g
 	g.peers.engine = g
+	g.wrapped = wrapped{engine: g, registered: make(map[*seen.Owner][]*Certificate)}
 	g.files.init(g)
 	g.notices.init(g)
 	return g
@@ -168,10 +157,10 @@ func (g *engine) add(cert tls.Certificate, hidden bool) (*Certificate, error) {
 func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte, added bool) bool {
 	key := sha256.Sum256(leaf.Raw)
 	at, unusable := sources(g.fetcher, leaf)
-	ca := authority(leaf, g.claimedIssuer(leaf, c.chain()[1:]))
+	ca := issuers.Authority(leaf, issuers.Claimed(leaf, c.chain()[1:], g.issuers))
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.collect()
+	g.wrapped.collect()
 	e := g.entries[key]
 	if e == nil {
 		e = newEntry(g, leaf, key)
@@ -201,7 +190,7 @@ func (g *engine) register(c *Certificate, leaf *x509.Certificate, carried []byte
 			g.added.Add(&c.slot)
 		}
 	}
-	g.carry(c, carried)
+	e.carry(c, carried)
 	switch {
 	case e.known.Held() != nil:
 		e.publishTo(c)
@@ -278,7 +267,7 @@ func (g *engine) drop(c *Certificate) {
 	}
 	c.removed = true
 	if c.returned {
-		g.seen.Remove(e.key, c)
+		g.wrapped.seen.Remove(e.key, c)
 	}
 	next := c.next
 	g.unlink(c)
@@ -296,6 +285,16 @@ func (g *engine) drop(c *Certificate) {
 		}
 	}
 	e.changed.broadcast()
+}
+
+// remove is Certificate.Remove.
+func (g *engine) remove(c *Certificate) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.drop(c)
+	if c == c.entry().peer && !c.entry().known.Revoked() {
+		g.peers.drop(c)
+	}
 }
 
 // leave ends the care for e, with mu held.
@@ -365,7 +364,7 @@ func (g *engine) succeed(old, next *Certificate) {
 func (g *engine) certificates() []*Certificate {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.collect()
+	g.wrapped.collect()
 	var all []*Certificate
 	for c := g.first; c != nil; c = c.next {
 		if !c.hidden {
@@ -420,54 +419,6 @@ func (g *engine) awaitSignal(ctx context.Context, s *signal, done func() bool) e
 			return ctx.Err()
 		}
 	}
-}
-
-func (g *engine) unsettled() []*entry {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.collect()
-	var all []*entry
-	for c := g.first; c != nil && !g.closed; c = c.next {
-		if !c.entry().settled && c.entry().handles[0] == c {
-			all = append(all, c.entry())
-		}
-	}
-	return all
-}
-
-// lacking returns an error that names the Must-Staple certificates that have no staple, some of
-// them if they are many, and nil if there are none.
-func (g *engine) lacking() error {
-	const named = 10
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	var n int
-	var why []error
-	counted := make(map[*entry]bool)
-	for c := g.first; c != nil; c = c.next {
-		e := c.entry()
-		if _, stapled := c.current(); stapled || !e.mustStaple || c.hidden || counted[e] {
-			continue
-		}
-		counted[e] = true
-		if n++; n > named {
-			continue
-		}
-		err := e.err
-		switch {
-		case e.known.Revoked():
-			err = ErrRevoked
-		case err == nil && g.closed:
-			err = ErrClosed
-		case err == nil:
-			err = errOver
-		}
-		why = append(why, fmt.Errorf("%s: %w", name.Of(e.leaf), err))
-	}
-	if n == 0 {
-		return nil
-	}
-	return fmt.Errorf("staple: %d Must-Staple certificates have no staple, such as %w", n, errors.Join(why...))
 }
 
 // ended reports whether nobody need wait for the first round of e, with mu held.

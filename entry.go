@@ -21,12 +21,9 @@ import (
 	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/report"
 	"github.com/go-staple/staple/internal/schedule"
+	"github.com/go-staple/staple/internal/tally"
 	"github.com/go-staple/staple/internal/wall"
-	"golang.org/x/crypto/ocsp"
 )
-
-// A response is one that the Verifier accepted.
-type response = hold.Response
 
 // An entry is what the engine knows of one leaf, however many handles it has.
 type entry struct {
@@ -44,7 +41,7 @@ type entry struct {
 	answer atomic.Pointer[response] // of a peer: what is held; see nobody
 	asking atomic.Bool              // of a peer: somebody waits for the round that is to come or under way
 	maxAge atomic.Int64             // of a peer: what is older does not count, by thisUpdate, in microseconds; 0: any counts
-	tally  *tally                   // of a peer: its authority's
+	tally  *tally.Tally             // of a peer: its authority's
 
 	// Guarded by engine.mu.
 	item       schedule.Item
@@ -80,33 +77,6 @@ func newEntry(g *engine, leaf *x509.Certificate, key [sha256.Size]byte) *entry {
 
 func (e *entry) cacheKey() string { return hex.EncodeToString(e.key[:]) }
 
-// authority tells the authorities apart that issue certificates: by name and key identifier, which anybody can claim,
-// and by the key if issuer is not nil.
-func authority(leaf, issuer *x509.Certificate) string {
-	h := sha256.New()
-	h.Write(leaf.RawIssuer)
-	h.Write(leaf.AuthorityKeyId)
-	if issuer != nil {
-		h.Write(issuer.RawSubjectPublicKeyInfo)
-	}
-	return string(h.Sum(nil)[:16])
-}
-
-// claimedIssuer returns the first certificate with the name of leaf's issuer, in its chain or Stapler.Issuers, or nil.
-func (g *engine) claimedIssuer(leaf *x509.Certificate, chain [][]byte) *x509.Certificate {
-	for _, der := range chain {
-		if c, err := issuers.Intern(der); err == nil && bytes.Equal(c.RawSubject, leaf.RawIssuer) {
-			return c
-		}
-	}
-	for _, c := range g.issuers {
-		if c != nil && bytes.Equal(c.RawSubject, leaf.RawIssuer) {
-			return c
-		}
-	}
-	return nil
-}
-
 // localIssuer returns the issuer if it is known, in a chain, or in
 // Stapler.Issuers; else nil.
 func (e *entry) localIssuer() *x509.Certificate {
@@ -133,15 +103,7 @@ func (e *entry) candidates() (all []*x509.Certificate, broken []error) {
 		chains = append(chains, c.chain()[1:])
 	}
 	g.mu.Unlock()
-	for _, chain := range chains {
-		for i, der := range chain {
-			if c, err := issuers.Intern(der); err == nil {
-				all = append(all, c)
-			} else {
-				broken = append(broken, fmt.Errorf("certificate %d in the chain does not parse: %w", i+1, err))
-			}
-		}
-	}
+	all, broken = issuers.Candidates(chains)
 	return append(all, g.issuers...), broken
 }
 
@@ -152,33 +114,6 @@ func (e *entry) setIssuer(issuer *x509.Certificate) {
 		e.issuer = issuer
 		e.issuerKnown.Store(true)
 	}
-}
-
-// judge has the Verifier judge answer. It returns what to staple of it, too: the Raw of the result, if the Verifier
-// accepts that, or else answer itself.
-func judge(v Verifier, leaf, issuer *x509.Certificate, answer []byte, now time.Time) (p *ocsp.Response, until time.Time, der []byte, err error) {
-	_, ours := v.(*ResponseVerifier)
-	given := answer
-	if !ours {
-		given = bytes.Clone(answer) // it may do with it as it likes
-	}
-	p, until, err = v.Verify(given, leaf, issuer, now)
-	switch {
-	case err != nil:
-		return nil, until, nil, err
-	case p == nil:
-		return nil, until, nil, errors.New("staple: the Verifier returned neither a response nor an error")
-	case len(p.Raw) == 0 || bytes.Equal(p.Raw, answer):
-		return p, until, answer, nil
-	case ours: // then Raw says the same
-		return p, until, p.Raw, nil
-	}
-	first, raw := *p, bytes.Clone(p.Raw)
-	again, end, err := v.Verify(bytes.Clone(raw), leaf, issuer, now)
-	if err != nil || again == nil || again.Status != first.Status || !again.ThisUpdate.Equal(first.ThisUpdate) {
-		return &first, until, answer, nil
-	}
-	return again, end, raw, nil
 }
 
 // verify has the Verifier judge answer, and caps its end with the leaf's. The result shares no memory with answer, which
@@ -194,47 +129,6 @@ func (e *entry) verify(issuer *x509.Certificate, answer []byte) (*response, erro
 			Err: fmt.Errorf("the response, or the certificate, ended at %s", name.Time(wall.Time(r.End)))}
 	}
 	return r, nil
-}
-
-func verifyAt(v Verifier, leaf, issuer *x509.Certificate, answer []byte, now time.Time) (*response, error) {
-	answer = bytes.Clone(answer)
-	p, until, der, err := judge(v, leaf, issuer, answer, now)
-	switch {
-	case err != nil:
-		return nil, err
-	case p.Status != ocsp.Good && p.Status != ocsp.Revoked:
-		return nil, errUnknown
-	}
-	thisUpdate := p.ThisUpdate
-	if thisUpdate.IsZero() {
-		thisUpdate = now // of a Verifier that does not say
-	}
-	r := &response{
-		DER:        bytes.Clone(der),
-		ThisUpdate: wall.MicroOf(thisUpdate),
-		ProducedAt: wall.MicroOf(p.ProducedAt),
-		Until:      wall.MicroOf(until),
-		End:        min(wall.MicroOf(until), wall.MicroOf(leaf.NotAfter)),
-	}
-	if p.Status == ocsp.Revoked {
-		r.Revoked, r.Reason = true, int8(p.RevocationReason)
-	}
-	r.Taken(answer)
-	return r, nil
-}
-
-// verifyRevoked returns what the cache has if it is a revocation that was valid at its thisUpdate: that outlasts it. It is
-// nil otherwise.
-func verifyRevoked(v Verifier, leaf, issuer *x509.Certificate, cached []byte) *response {
-	claims, ok := ocspder.Revoked(cached, leaf)
-	if now := wall.Now(); !ok || claims.ThisUpdate.After(now) || !now.Before(leaf.NotAfter) {
-		return nil
-	}
-	r, err := verifyAt(v, leaf, issuer, cached, claims.ThisUpdate)
-	if err != nil || !r.Revoked {
-		return nil
-	}
-	return r
 }
 
 // take offers r to what is held, with engine.mu held, and shows it to all handles if it is that from now on. It
@@ -324,6 +218,135 @@ func (e *entry) adopt(r *response, stored bool) {
 	g.driver.run()
 }
 
+// maxCarried bounds the staples that are kept for one certificate while nobody can verify them.
+const maxCarried = 4
+
+// Carried is the staples that came with the handles to one leaf and are still to be verified.
+type carried struct {
+	staples [][]byte       // the last that came
+	fresh   []*Certificate // the handles that came since some were shown
+	shown   time.Time      // until then the others show one
+}
+
+// carry keeps a staple that came with c, a handle to e, with engine.mu held.
+func (e *entry) carry(c *Certificate, staple []byte) {
+	g := e.engine
+	k := g.carried[e]
+	if e.gone {
+		return
+	}
+	if k == nil {
+		if len(staple) == 0 {
+			return
+		}
+		k = new(carried)
+		g.carried[e] = k
+	}
+	k.fresh = append(k.fresh, c)
+	if len(staple) > 0 {
+		k.staples = append(k.staples, bytes.Clone(staple))
+		k.staples = k.staples[max(len(k.staples)-maxCarried, 0):]
+	}
+}
+
+// adoptCarried judges the staples that came with the handles. Where the issuer
+// is not known, issuer is nil, and the one that ends last is shown as it is, until its end.
+func (e *entry) adoptCarried(issuer *x509.Certificate) {
+	g := e.engine
+	g.mu.Lock()
+	k := g.carried[e]
+	switch {
+	case k == nil:
+		g.mu.Unlock()
+		return
+	case issuer == nil:
+		k.show(e)
+		g.mu.Unlock()
+		return
+	}
+	delete(g.carried, e)
+	g.mu.Unlock()
+	var best *response
+	var refused error
+	defer func() { // also if the Verifier ends the goroutine
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if best != nil {
+			e.adopt(best, false)
+		}
+		if e.known.Held() == nil {
+			e.unstaple()
+		}
+		if refused != nil && !g.closed {
+			g.notices.log(slog.LevelWarn, "the OCSP staple that came with a certificate was refused", e, slog.Any("error", refused))
+		}
+	}()
+	for _, der := range k.staples {
+		if r, err := e.verify(issuer, der); err != nil {
+			refused = err
+		} else if best == nil || r.Newer(best) {
+			best = r
+		}
+	}
+}
+
+// show makes handshakes carry what nobody can verify, with engine.mu held.
+func (k *carried) show(e *entry) {
+	var last []byte
+	var end time.Time
+	for _, der := range k.staples {
+		if of := carriedEnd(der, e.leaf); of.After(end) {
+			last, end = der, of
+		}
+	}
+	handles := k.fresh
+	k.fresh = nil
+	now := wall.Now()
+	if e.known.Held() != nil || !now.Before(end) {
+		return
+	}
+	if !now.Before(k.shown) {
+		handles, k.shown = e.handles, end
+	}
+	for _, c := range handles {
+		if !c.removed {
+			c.setStaple(last, end)
+		}
+	}
+	e.changed.broadcast()
+}
+
+// heed deals with a staple that came with a handle which was there already.
+func (e *entry) heed(c *Certificate, staple []byte) {
+	g := e.engine
+	issuer := e.localIssuer()
+	if issuer == nil {
+		g.mu.Lock()
+		e.carry(c, staple)
+		g.mu.Unlock()
+		e.adoptCarried(nil)
+		return
+	}
+	if r, err := e.verify(issuer, staple); err == nil {
+		g.mu.Lock()
+		e.adopt(r, false)
+		g.mu.Unlock()
+	}
+}
+
+// carriedEnd returns the end of a response that nobody has verified, by its own
+// account and leaf's; zero if it is no response about leaf.
+func carriedEnd(der []byte, leaf *x509.Certificate) time.Time {
+	if len(der) == 0 {
+		return time.Time{}
+	}
+	end := ocspder.ClaimedEnd(der, leaf, defaultMaxAge)
+	if leaf.NotAfter.Before(end) {
+		end = leaf.NotAfter
+	}
+	return end
+}
+
 // conclude ends a round: it publishes, schedules the next, and tells whoever waits
 // or listens. engine.mu is held.
 func (e *entry) conclude(o outcome) {
@@ -332,7 +355,7 @@ func (e *entry) conclude(o outcome) {
 	if !o.asked && (e.joined || e.issuer != nil) && errors.Is(o.err, ErrNoIssuer) {
 		o = outcome{deferred: true, turns: e.seeking, to: o.to} // another chain has come meanwhile, which may have it
 	}
-	done := schedule.Outcome{Asked: o.asked || o.sought, By: sourceOf(o.responder), Until: o.due, Err: o.err}
+	done := schedule.Outcome{Asked: o.asked || o.sought, By: schedule.SourceOf(o.responder), Until: o.due, Err: o.err}
 	if o.deferred || o.err != nil && (e.gone || g.closed) { // the latter was canceled
 		if done.Result = schedule.Deferred; o.turns {
 			done.Result, done.At = schedule.Elsewhere, o.to
@@ -352,8 +375,8 @@ func (e *entry) conclude(o outcome) {
 	if o.asked {
 		e.denied = denies(o.err)
 		e.askable.Store(true)
-		if ca := e.item.Authority(); ca != authority(e.leaf, nil) {
-			done.CA = authority(e.leaf, e.issuer) // which is another one if the chain lied
+		if ca := e.item.Authority(); ca != issuers.Authority(e.leaf, nil) {
+			done.CA = issuers.Authority(e.leaf, e.issuer) // which is another one if the chain lied
 		}
 	}
 	var kind EventKind
@@ -397,10 +420,10 @@ func (e *entry) conclude(o outcome) {
 			done.Result = schedule.Final
 		}
 		if done.Asked {
-			done.Answers = answersIn(o.err)
+			done.Answers = faults.Answers(o.err)
 		}
 		if len(done.Answers) == 0 {
-			done.RetryAfter = retryAfter(o.err)
+			done.RetryAfter = faults.RetryAfter(o.err)
 		}
 	}
 	g.schedule.Done(&e.item, done, now)
@@ -414,36 +437,6 @@ func (e *entry) conclude(o outcome) {
 	e.changed.broadcast()
 }
 
-// noted does what the schedule has noticed, with engine.mu held.
-func (e *entry) noted(n schedule.Notice) {
-	g := e.engine
-	switch n.Kind {
-	case schedule.StapleEnding:
-		g.notices.emit(e, Event{Kind: EventExpiring, Err: e.err})
-	case schedule.StapleEnded:
-		g.notices.emit(e, Event{Kind: EventExpired, Err: e.err})
-	case schedule.Expired:
-		e.rest(errExpired)
-		g.peers.expired(e)
-	case schedule.Paused:
-		e.rounds++
-		e.asking.Store(false)
-		e.changed.broadcast()
-		if e.settled && len(e.handles) > 0 {
-			return
-		}
-		e.settled = true
-		e.failures++
-		e.err = fmt.Errorf("nobody was asked so far, since requests about others have failed: %w", n.Err)
-		if e.seeking {
-			e.err = lacksIssuer(e.leaf, fmt.Errorf("%w: %w", ErrNoIssuer, e.err))
-		} else {
-			e.err = fmt.Errorf("no OCSP response for %s: %w", name.Of(e.leaf), e.err)
-		}
-		g.notices.emit(e, Event{Kind: EventFailed, Err: e.err})
-	}
-}
-
 // rest notes that nobody is asked any more, and why, with engine.mu held.
 func (e *entry) rest(err error) {
 	g := e.engine
@@ -453,7 +446,7 @@ func (e *entry) rest(err error) {
 	e.askable.Store(false)
 	if g.storage.cache != nil && errors.Is(err, errExpired) {
 		e.stored = false
-		g.notices.expired.add(e.cacheKey(), backlog.Notable)
+		g.notices.expired.Add(e.cacheKey(), backlog.Notable)
 	}
 	g.schedule.Rest(&e.item, g.driver.now())
 	if errors.Is(err, errExpired) {

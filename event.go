@@ -1,16 +1,16 @@
 package staple
 
 import (
-	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/go-staple/staple/internal/backlog"
-	"github.com/go-staple/staple/internal/name"
+	"github.com/go-staple/staple/internal/logline"
+	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/report"
 	"github.com/go-staple/staple/internal/wall"
 )
@@ -76,89 +76,152 @@ type Event struct {
 	Err         error         // of a round that failed
 }
 
+// A State says in one word how a [Certificate] stands: the status page, its JSON and the metrics have the same words. A
+// certificate that has expired is StateExpired, a revoked one StateRevoked, and any other the first of the rest that
+// fits. They are in order, the worst first; those before StateWaiting need attention.
+type State int
+
+const (
+	StateMustStapleMissing State = iota + 1 // "must-staple-missing": Must-Staple and not stapled; clients that honour it refuse the certificate
+	StateUnstapled                          // "unstapled": the response held has ended, or none came and a round failed
+	StateUnanswered                         // "unanswered": of a peer, the answer held has ended, or none came and a round failed
+	StateRevoked                            // "revoked": by the response held, whether that is stapled or not
+	StateExpired                            // "expired": the certificate itself
+	StateExpiring                           // "expiring": stapled, but a quarter is left, at most, of what was left when the response came, and whoever was asked since then had nothing newer
+	StateFailing                            // "failing": stapled, but the last round failed
+	StateWaiting                            // "waiting": no response has come yet, and no round has failed
+	StateStapled                            // "stapled": handshakes carry a staple
+	StateAnswered                           // "answered": of a peer, an answer is held
+	StateNoResponder                        // "no-responder": there is nobody to ask, so that it is served as it is
+)
+
+func (s State) String() string {
+	if s < StateMustStapleMissing || s > StateNoResponder {
+		return fmt.Sprintf("State(%d)", int(s))
+	}
+	return [...]string{"must-staple-missing", "unstapled", "unanswered", "revoked", "expired", "expiring", "failing", "waiting",
+		"stapled", "answered", "no-responder"}[s-1]
+}
+
+// state returns the State of what has a Status. ending: its staple ends soon, and nothing newer has come though it should have.
+func (st *Status) state(ending bool, now time.Time) State {
+	nobody := errors.Is(st.Err, ErrNoResponder)
+	switch {
+	case now.After(st.Leaf.NotAfter):
+		return StateExpired
+	case st.Revoked:
+		return StateRevoked
+	case st.Stapled && ending && !nobody:
+		return StateExpiring
+	case st.Stapled && st.Failures > 0:
+		return StateFailing
+	case st.Stapled:
+		return StateStapled
+	case st.Peer && now.Before(st.Expires):
+		return StateAnswered
+	case st.MustStaple && !st.Peer:
+		return StateMustStapleMissing
+	case nobody:
+		return StateNoResponder
+	case st.Err == nil && st.ThisUpdate.IsZero():
+		return StateWaiting
+	case st.Peer:
+		return StateUnanswered
+	}
+	return StateUnstapled
+}
+
+// Status is how a [Certificate] stands at one moment.
+type Status struct {
+	Leaf                *x509.Certificate
+	State               State     // in one word
+	MustStaple          bool      // the leaf carries the TLS feature extension of RFC 7633 with status_request
+	Stapled             bool      // handshakes carry a staple now
+	Revoked             bool      // by the response held, which this outlasts
+	RevokedAt           time.Time // when it was, says that response; zero: it is not, or nobody tells
+	RevocationReason    int       // of RFC 5280, section 5.3.1, such as ocsp.KeyCompromise
+	ThisUpdate          time.Time // of the response held; zero: none is
+	Expires             time.Time // the end of the response held; zero: none is
+	NextRefresh         time.Time // when the responder is asked next; while PausedUntil is set, not before: see there. Zero: not any more
+	PausedUntil         time.Time // when the pause that it waits for lets the next request through, about this certificate or, of many that wait, more likely another one; each that fails begins a new pause. Zero: it waits for none
+	PauseErr            error     // the last failure of others, for which it waits
+	LastAttempt         time.Time // when the last round began; zero: none has
+	Responder           string    // the URL that answered last; empty: none has, or the Fetcher does not tell
+	Failures            int       // rounds failed since the last success
+	UnstapledHandshakes uint64    // handshakes without a staple although the certificate names a responder
+	Peer                bool      // a [Checker] asks about it; nobody serves it
+	Err                 error     // of the last round; nil if it succeeded
+}
+
+// status returns the Status of c, with engine.mu held.
+func (c *Certificate) status() Status {
+	e, g := c.entry(), c.entry().engine
+	_, stapled := c.current()
+	st := Status{
+		Leaf:                e.leaf,
+		MustStaple:          e.mustStaple,
+		Stapled:             stapled,
+		NextRefresh:         g.driver.next(e),
+		LastAttempt:         e.item.Began(),
+		Responder:           e.responder,
+		Failures:            int(e.failures),
+		UnstapledHandshakes: e.unstapled.Load(),
+		Peer:                len(e.handles) == 0,
+		Err:                 e.err,
+	}
+	if r := e.known.Held(); r != nil {
+		st.Revoked = r.Revoked
+		st.ThisUpdate = wall.Time(r.ThisUpdate)
+		st.Expires = wall.Time(r.End)
+	}
+	if st.Revoked {
+		said, _ := ocspder.Revoked(e.known.Held().DER, e.leaf)
+		st.RevokedAt, st.RevocationReason = said.RevokedAt, said.Reason
+	}
+	if !g.closed {
+		st.PausedUntil, st.PauseErr = e.item.Pause(wall.Now())
+	}
+	now := wall.Now()
+	st.State = st.state(e.item.Ending(now), now)
+	return st
+}
+
 // Notices are what others are to be told, who may take their time: whoever listens to one kind waits for no other kind.
 type notices struct {
 	engine  *engine
-	lines   teller[logLine]
-	events  teller[Event]
-	expired teller[string] // the keys of certificates: what the cache has of them is of no use any more
-	silent  bool           // the Stapler is closed, and all was told; engine.mu guards it
+	lines   backlog.Teller[logline.Line]
+	events  backlog.Teller[Event]
+	expired backlog.Teller[string] // the keys of certificates: what the cache has of them is of no use any more
+	silent  bool                   // the Stapler is closed, and all was told; engine.mu guards it
 }
 
 func (n *notices) init(g *engine) {
 	n.engine = g
-	n.lines = teller[logLine]{engine: g, tell: n.write, caughtUp: func(missed int) {
+	n.lines = newTeller(g, func(l logline.Line) { l.Write(g.logger) })
+	n.lines.CaughtUp = func(missed int) {
 		n.say(slog.LevelWarn, "lines were left out, since the log did not keep up", slog.Int("lines", missed))
-	}}
-	n.events = teller[Event]{engine: g, tell: g.onEvent, fellBehind: func() {
+	}
+	n.events = newTeller(g, g.onEvent)
+	n.events.FellBehind = func() {
 		n.say(slog.LevelWarn, "OnEvent does not keep up; events are left out until it does, the least important first")
-	}, caughtUp: func(missed int) {
+	}
+	n.events.CaughtUp = func(missed int) {
 		n.say(slog.LevelWarn, "OnEvent keeps up again, after events were left out", slog.Int("events", missed))
-	}}
-	n.expired = teller[string]{engine: g, tell: g.storage.delete}
+	}
+	n.expired = newTeller(g, g.storage.delete)
 }
 
 // untold is how many notices of a kind may wait, at least; twice as many as there are certificates may, too.
 const untold = 4096
 
-// A teller calls tell with each of what is added, one after the other and in order, in a goroutine that exists only
-// while there is something to tell. engine.mu guards it.
-type teller[T any] struct {
-	engine     *engine
-	tell       func(T)
-	fellBehind func()           // is called with mu held when the first is left out; may be nil
-	caughtUp   func(missed int) // and when all was told after that
-	queue      backlog.Queue[T]
-	telling    bool
-}
-
-// add queues v, with engine.mu held.
-func (t *teller[T]) add(v T, rank backlog.Rank) {
-	g := t.engine
-	if g.notices.silent {
-		return
-	}
-	was := t.queue.Missed()
-	t.queue.Put(v, rank, max(untold, 2*len(g.entries)))
-	if was == 0 && t.queue.Missed() > 0 && t.fellBehind != nil {
-		t.fellBehind()
-	}
-	if !t.telling {
-		t.telling = true
-		g.wg.Add(1)
-		go t.run()
-	}
-}
-
-func (t *teller[T]) run() {
-	g := t.engine
-	defer g.wg.Done()
-	ended := true
-	defer func() {
-		if ended { // by tell: another goroutine goes on
-			g.wg.Add(1)
-			go t.run()
+// newTeller returns what tells until all was told after Close. engine.mu guards it.
+func newTeller[T any](g *engine, tell func(T)) backlog.Teller[T] {
+	return backlog.Teller[T]{Lock: &g.mu, Crew: &g.wg, Tell: tell, Room: func() int {
+		if g.notices.silent {
+			return 0
 		}
-	}()
-	for v, ok := t.next(); ok; v, ok = t.next() {
-		t.tell(v)
-	}
-	ended = false
-}
-
-func (t *teller[T]) next() (v T, ok bool) {
-	t.engine.mu.Lock()
-	defer t.engine.mu.Unlock()
-	v, ok = t.queue.Take()
-	if missed := t.queue.Missed(); !ok && missed > 0 {
-		t.queue.ForgetMissed()
-		if t.caughtUp != nil {
-			t.caughtUp(missed)
-		}
-		v, ok = t.queue.Take()
-	}
-	t.telling = ok
-	return v, ok
+		return max(untold, 2*len(g.entries))
+	}}
 }
 
 // importance is the rank of an event among those that wait for OnEvent.
@@ -180,60 +243,27 @@ func (n *notices) emit(e *entry, ev Event) {
 	}
 	ev.Certificate = e.handles[0]
 	ev.Status = ev.Certificate.status()
-	how := eventLines[ev.Kind]
-	if !n.tell(e, how.kind) {
-		n.log(slog.LevelDebug, how.text, e, append([]slog.Attr{slog.String("event", ev.Kind.String())}, attributes(ev.Status, ev.Err)...)...)
+	if kind := reported[ev.Kind]; !n.tell(e, kind) {
+		n.add(logline.Event(kind, ev.Kind.String(), e.leaf, e.mustStaple, heldBy(ev.Status, ev.Err)))
 	}
 	if n.engine.onEvent != nil {
-		n.events.add(ev, ev.Kind.importance())
+		n.events.Add(ev, ev.Kind.importance())
 	}
 }
 
-// attributes are what a line says of a certificate besides its name.
-func attributes(st Status, err error) (attrs []slog.Attr) {
-	if st.Responder != "" {
-		attrs = append(attrs, slog.String("responder", st.Responder))
-	}
-	if !st.Expires.IsZero() {
-		attrs = append(attrs, slog.Time("expires", st.Expires))
-	}
-	if !st.NextRefresh.IsZero() {
-		attrs = append(attrs, slog.Time("next", st.NextRefresh))
-	}
-	if err != nil {
-		attrs = append(attrs, slog.Any("error", err))
-	}
-	return attrs
+func heldBy(st Status, err error) logline.Held {
+	return logline.Held{Responder: st.Responder, Expires: st.Expires, Next: st.NextRefresh, Err: err}
 }
 
-// eventLines are what the debug lines of events say, and what they are to those who decide on the others.
-var eventLines = [...]struct {
-	kind report.Kind
-	text string
-}{
-	EventStapled:    {report.Stapled, "OCSP response stapled"},
-	EventUnchanged:  {report.Answered, "OCSP response unchanged"},
-	EventFailed:     {report.Failed, reportLines[report.Failed].text},
-	EventExpiring:   {report.Expiring, reportLines[report.Expiring].text},
-	EventExpired:    {report.Expired, reportLines[report.Expired].text},
-	EventRevoked:    {report.Revoked, reportLines[report.Revoked].text},
-	EventReinstated: {report.Reinstated, reportLines[report.Reinstated].text},
-}
-
-// reportLines are the lines that an operator is to see.
-var reportLines = [...]struct {
-	level slog.Level
-	text  string
-}{
-	report.Failed:     {slog.LevelWarn, "OCSP response not obtained"},
-	report.Answered:   {slog.LevelInfo, "OCSP responses are obtained again"},
-	report.Expiring:   {slog.LevelWarn, "OCSP staple is about to end"},
-	report.Expired:    {slog.LevelError, "OCSP staple has ended"},
-	report.Unstapled:  {slog.LevelError, "Must-Staple certificate has no OCSP staple"},
-	report.Stapled:    {slog.LevelInfo, "stapled again"},
-	report.Revoked:    {slog.LevelError, "certificate is revoked"},
-	report.Reinstated: {slog.LevelWarn, "certificate is good again after it was revoked"},
-	report.Gone:       {slog.LevelInfo, "no longer asked about, after trouble"},
+// reported is what events are to those who decide on the lines of the log.
+var reported = [...]report.Kind{
+	EventStapled:    report.Stapled,
+	EventUnchanged:  report.Answered,
+	EventFailed:     report.Failed,
+	EventExpiring:   report.Expiring,
+	EventExpired:    report.Expired,
+	EventRevoked:    report.Revoked,
+	EventReinstated: report.Reinstated,
 }
 
 // tell writes what there is to write about e now that something has befallen it, with mu held. It reports whether that
@@ -248,7 +278,7 @@ func (n *notices) tell(e *entry, kind report.Kind) (said bool) {
 	}
 	for _, line := range n.engine.report.Tell(ev, time.Now()) {
 		n.logReport(line)
-		said = said || line.Kind == kind && line.About[0] == e && reportLines[kind].level >= slog.LevelWarn
+		said = said || line.Kind == kind && line.About[0] == e && logline.Level(kind) >= slog.LevelWarn
 	}
 	return said
 }
@@ -267,122 +297,31 @@ func (n *notices) logReport(line report.Line[*entry]) {
 			return
 		}
 	}
-	how, e, all := reportLines[line.Kind], line.About[0], len(line.About)+line.More
-	l := logLine{level: how.level, message: "staple: " + how.text, about: e.leaf, mustStaple: e.mustStaple,
-		attrs: []slog.Attr{slog.String("event", line.Kind.String())}}
-	for _, other := range line.About[1:] {
-		l.others = append(l.others, other.leaf)
+	e := line.About[0]
+	r := logline.Report{Kind: line.Kind, All: len(line.About) + line.More, MustStaple: e.mustStaple, Lasted: line.Lasted,
+		Unserved: len(e.handles) == 0, Held: logline.Held{Responder: e.responder}}
+	for _, e := range line.About {
+		r.About = append(r.About, e.leaf)
 	}
-	ended := line.Kind.Ends()
-	if ended && all > report.Named {
-		l.about, l.others = nil, nil
-		if e.responder != "" {
-			l.attrs = append(l.attrs, slog.String("responder", e.responder))
-		}
-	} else if len(e.handles) > 0 {
+	if !r.Unserved {
 		st := e.handles[0].status()
-		if st.Revoked && !st.RevokedAt.IsZero() {
-			l.attrs = append(l.attrs, slog.Time("revoked_at", st.RevokedAt))
+		r.Held = heldBy(st, e.err)
+		r.Revoked, r.RevokedAt, r.Reason = st.Revoked, st.RevokedAt, st.RevocationReason
+		if !line.Kind.Ends() {
+			r.Outage = e.item.Outage()
 		}
-		if st.Revoked {
-			l.attrs = append(l.attrs, slog.String("reason", name.Reason(st.RevocationReason)))
-		}
-		err := e.err
-		switch {
-		case ended:
-			err = nil
-		case line.Kind != report.Revoked:
-			outage := e.item.Outage()
-			if outage.ID != "" {
-				l.attrs = append(l.attrs, slog.String("fault", outage.Fault))
-			}
-			if err == nil {
-				err = outage.Err
-			}
-			if line.Kind == report.Failed {
-				all = max(all, outage.Items)
-			}
-		}
-		l.attrs = append(l.attrs, attributes(st, err)...)
 	}
-	if line.Lasted > 0 {
-		l.attrs = append(l.attrs, slog.Duration("lasted", line.Lasted.Round(time.Second)))
-	}
-	if ended || all > 1 {
-		l.attrs = append(l.attrs, slog.Int("certificates", all))
-	}
-	n.addLine(l)
-}
-
-// A logLine is one that waits to be written.
-type logLine struct {
-	level      slog.Level
-	message    string
-	about      *x509.Certificate // nil: none
-	mustStaple bool
-	others     []*x509.Certificate
-	attrs      []slog.Attr
+	n.add(r.Line())
 }
 
 // log queues a line about e, with mu held.
 func (n *notices) log(level slog.Level, message string, e *entry, attrs ...slog.Attr) {
-	n.addLine(logLine{level: level, message: "staple: " + message, about: e.leaf, mustStaple: e.mustStaple, attrs: attrs})
+	n.add(logline.Line{Level: level, Message: message, About: e.leaf, MustStaple: e.mustStaple, Attrs: attrs})
 }
 
 // say queues a line about no certificate, with mu held.
 func (n *notices) say(level slog.Level, message string, attrs ...slog.Attr) {
-	n.addLine(logLine{level: level, message: "staple: " + message, attrs: attrs})
+	n.add(logline.Line{Level: level, Message: message, Attrs: attrs})
 }
 
-func (n *notices) addLine(l logLine) {
-	rank := backlog.Notable
-	switch {
-	case l.level < slog.LevelInfo:
-		rank = backlog.Routine
-	case l.level >= slog.LevelError:
-		rank = backlog.Grave
-	}
-	n.lines.add(l, rank)
-}
-
-func (n *notices) write(l logLine) {
-	ctx := context.Background()
-	if !n.engine.logger.Enabled(ctx, l.level) {
-		return
-	}
-	var attrs []slog.Attr
-	if l.about != nil {
-		subject, serial := name.Parts(l.about)
-		attrs = append(attrs, slog.String("name", subject), slog.String("serial", serial))
-		if l.mustStaple {
-			attrs = append(attrs, slog.Bool("must_staple", true))
-		}
-	}
-	for _, a := range l.attrs {
-		if err, ok := a.Value.Any().(error); ok && l.about != nil {
-			a.Value = slog.AnyValue(nameless{err, name.Of(l.about)})
-		}
-		attrs = append(attrs, a)
-	}
-	if len(l.others) > 0 {
-		var names []string
-		for _, c := range l.others {
-			subject, serial := name.Parts(c)
-			names = append(names, subject+" "+serial)
-		}
-		attrs = append(attrs, slog.String("others", strings.Join(names, ", ")))
-	}
-	n.engine.logger.LogAttrs(ctx, l.level, l.message, attrs...)
-}
-
-// A nameless error does not name the certificate that its line is about once more.
-type nameless struct {
-	error
-	name string
-}
-
-func (e nameless) Error() string {
-	return strings.ReplaceAll(strings.TrimPrefix(e.error.Error(), "no OCSP response for "+e.name+": "), e.name, "it")
-}
-
-func (e nameless) Unwrap() error { return e.error }
+func (n *notices) add(l logline.Line) { n.lines.Add(l, l.Rank()) }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +17,7 @@ import (
 	"github.com/go-staple/staple/internal/ask"
 	"github.com/go-staple/staple/internal/bounded"
 	"github.com/go-staple/staple/internal/exchange"
+	"github.com/go-staple/staple/internal/fault"
 	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/publicaddr"
@@ -102,12 +102,25 @@ func (e *HTTPError) Error() string {
 // Unwrap returns e.Err.
 func (e *HTTPError) Unwrap() error { return e.Err }
 
+// faults tells whose fault a failure is, of errors of this package and others.
+var faults = fault.Reader{
+	Of: func(err error) (fault.Told, bool) {
+		e, ok := err.(*HTTPError)
+		if !ok {
+			return fault.Told{}, false
+		}
+		return fault.Told{URL: e.URL, Status: e.StatusCode, RetryAfter: e.RetryAfter, Err: e.Err, Fault: e.fault}, true
+	},
+	Refuses: func(err error) bool {
+		_, refused := err.(*VerifyError)
+		return refused || err == errUnknown || err == errOlder
+	},
+}
+
 const (
 	defaultMaxResponseSize = 64 << 10
 	defaultRequestTimeout  = 10 * time.Second
 	requestsPerFetch       = 3 // that may take the whole of their timeout
-
-	maxURLs = 16 // of one certificate
 )
 
 // An HTTPFetcher asks OCSP responders over HTTP, as RFC 9919 (the profile for
@@ -190,22 +203,22 @@ func (f *HTTPFetcher) Fetch(ctx context.Context, req *Request) ([]byte, error) {
 		return nil, fmt.Errorf("%w: HTTPFetcher.Fetch needs Request.Issuer", ErrNoIssuer)
 	}
 	f.mu.Lock()
-	slices.SortStableFunc(urls, func(a, b place) int {
-		return cmp.Compare(f.responders.Get(b.url).last, f.responders.Get(a.url).last)
+	slices.SortStableFunc(urls, func(a, b exchange.Place) int {
+		return cmp.Compare(f.responders.Get(b.URL).last, f.responders.Get(a.URL).last)
 	})
 	f.mu.Unlock()
 
 	var response []byte
-	err = f.inTurn(ctx, urls, func(ctx context.Context, p place) *HTTPError {
+	err = f.inTurn(ctx, urls, func(ctx context.Context, p exchange.Place) *HTTPError {
 		got, unchanged, failed := f.ask(ctx, p, req)
 		if failed != nil {
 			return failed
 		}
 		if !unchanged || response == nil {
-			response, req.Responder = got, p.url
+			response, req.Responder = got, p.URL
 		}
 		if unchanged { // perhaps another one knows better
-			return &HTTPError{URL: p.url, StatusCode: http.StatusOK, Err: errUnchanged, fault: notAsked}
+			return &HTTPError{URL: p.URL, StatusCode: http.StatusOK, Err: errUnchanged, fault: fault.Unasked}
 		}
 		return nil
 	})
@@ -215,47 +228,16 @@ func (f *HTTPFetcher) Fetch(ctx context.Context, req *Request) ([]byte, error) {
 	return nil, err
 }
 
-// A place is a URL as it may be shown, and the credentials that go with it.
-type place struct {
-	url   string
-	at    *url.URL
-	err   error // why it cannot be asked
-	user  *url.Userinfo
-	alone bool // there is no other
-}
-
-// places returns URLs without what they have of credentials, which count only where they are trusted: the first maxURLs
-// that can be asked, and as many that cannot.
-func places(urls []string, trusted bool) (all []place) {
-	room := map[bool]int{true: maxURLs, false: maxURLs}
-	for _, raw := range urls {
-		p := place{url: exchange.Shown(raw)}
-		p.at, p.err = exchange.ParseURL(p.url)
-		if trusted {
-			if u, err := url.Parse(strings.TrimSpace(raw)); err == nil {
-				p.user = u.User
-			}
-		}
-		if ok := p.fetchable(); room[ok] > 0 {
-			room[ok]--
-			all = append(all, p)
-		}
-	}
-	return all
-}
-
-func (p place) fetchable() bool { return p.err == nil }
-
 // named returns the URLs that are there for leaf, usable or not.
-func (f *HTTPFetcher) named(leaf *x509.Certificate) []place {
+func (f *HTTPFetcher) named(leaf *x509.Certificate) []exchange.Place {
 	if f.URLs != nil {
-		return places(f.URLs(leaf), true)
+		return exchange.Places(f.URLs(leaf), true)
 	}
-	return places(leaf.OCSPServer, false)
+	return exchange.Places(leaf.OCSPServer, false)
 }
 
 // responderURLs returns the responders to ask about leaf.
-func (f *HTTPFetcher) responderURLs(leaf *x509.Certificate) ([]place, error) {
+func (f *HTTPFetcher) responderURLs(leaf *x509.Certificate) ([]exchange.Place, error) {
 	switch {
 	case f.PublicOnly && f.Client != nil:
 		return nil, errors.New("staple: HTTPFetcher.PublicOnly cannot be ensured for a Client: set one of them")
@@ -266,10 +248,10 @@ func (f *HTTPFetcher) responderURLs(leaf *x509.Certificate) ([]place, error) {
 	if len(all) == 0 {
 		return nil, ErrNoResponder
 	}
-	if !slices.ContainsFunc(all, place.fetchable) {
+	if !slices.ContainsFunc(all, exchange.Place.Fetchable) {
 		var shown []string
 		for _, p := range all {
-			shown = append(shown, p.url)
+			shown = append(shown, p.URL)
 		}
 		return nil, fmt.Errorf("%w: no http or https URL among %.200q", ErrNoResponder, shown)
 	}
@@ -279,23 +261,23 @@ func (f *HTTPFetcher) responderURLs(leaf *x509.Certificate) ([]place, error) {
 // inTurn calls try with each URL until one succeeds, and joins the errors if none
 // does. A URL may use its equal share of the time left, so that those at the end
 // of the list are asked however long the first ones take.
-func (f *HTTPFetcher) inTurn(ctx context.Context, urls []place, try func(context.Context, place) *HTTPError) error {
+func (f *HTTPFetcher) inTurn(ctx context.Context, urls []exchange.Place, try func(context.Context, exchange.Place) *HTTPError) error {
 	ctx, cancel := context.WithTimeout(ctx, f.fetchTimeout())
 	defer cancel()
 	deadline, _ := ctx.Deadline()
-	left := len(slices.DeleteFunc(slices.Clone(urls), func(p place) bool { return !p.fetchable() }))
+	left := len(slices.DeleteFunc(slices.Clone(urls), func(p exchange.Place) bool { return !p.Fetchable() }))
 	alone := left == 1
 	var failures []*HTTPError
 	for _, p := range urls {
 		if ctx.Err() != nil {
-			failures = append(failures, &HTTPError{URL: p.url, Err: fmt.Errorf("not asked: %w", ctx.Err()), fault: notAsked})
+			failures = append(failures, &HTTPError{URL: p.URL, Err: fmt.Errorf("not asked: %w", ctx.Err()), fault: fault.Unasked})
 			continue
 		}
 		share, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(max(left, 1)))
-		if p.fetchable() {
+		if p.Fetchable() {
 			left--
 		}
-		p.alone = alone
+		p.Alone = alone
 		failed := try(share, p)
 		cancel()
 		if failed == nil {
@@ -319,31 +301,31 @@ func (f *HTTPFetcher) fetchTimeout() time.Duration { return requestsPerFetch * f
 
 // ask gets a response from one responder, in the way that worked the last time.
 // unchanged tells that it is what is held already.
-func (f *HTTPFetcher) ask(ctx context.Context, p place, req *Request) (response []byte, unchanged bool, failure *HTTPError) {
-	if p.err != nil {
-		return nil, false, &HTTPError{URL: p.url, Err: p.err, fault: notAsked}
+func (f *HTTPFetcher) ask(ctx context.Context, p exchange.Place, req *Request) (response []byte, unchanged bool, failure *HTTPError) {
+	if p.Err != nil {
+		return nil, false, &HTTPError{URL: p.URL, Err: p.Err, fault: fault.Unasked}
 	}
 	f.mu.Lock()
-	known := f.responders.Get(p.url)
+	known := f.responders.Get(p.URL)
 	f.mu.Unlock()
 	way := known.way
 	way.Hash = cmp.Or(way.Hash, f.Hash, crypto.SHA1)
 
-	q := &ask.Question{Client: f.client(p), Responder: p.at, Leaf: req.Leaf, Issuer: req.Issuer, Accept: req.Accept, Cause: causeOf, Past: req.past}
+	q := &ask.Question{Client: f.client(p), Responder: p.At, Leaf: req.Leaf, Issuer: req.Issuer, Accept: req.Accept, Cause: causeOf, Past: req.past}
 	response, next, failed := q.Ask(ctx, way)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
 	case response != nil && !q.Unchanged:
 		f.successes++
-		f.responders.Put(p.url, responder{next, f.successes})
+		f.responders.Put(p.URL, responder{next, f.successes})
 	case next != way:
-		f.responders.Put(p.url, responder{next, known.last})
+		f.responders.Put(p.URL, responder{next, known.last})
 	}
 	if response != nil {
 		return response, q.Unchanged, nil
 	}
-	return nil, false, failedAttempts(p.url, failed)
+	return nil, false, failedAttempts(p.URL, failed)
 }
 
 // causeOf tells why Accept refused a response with err.
@@ -362,7 +344,7 @@ func causeOf(err error) ask.Cause {
 
 // failedAttempts returns an error that tells of all requests to one URL.
 func failedAttempts(name string, failed []ask.Attempt) *HTTPError {
-	e := &HTTPError{URL: name, fault: notAsked}
+	e := &HTTPError{URL: name, fault: fault.Unasked}
 	for _, a := range failed {
 		if e.Err == nil {
 			e.Err = a.Err
@@ -371,7 +353,7 @@ func failedAttempts(name string, failed []ask.Attempt) *HTTPError {
 		}
 		e.StatusCode = cmp.Or(a.Status, e.StatusCode)
 		e.RetryAfter = max(e.RetryAfter, a.RetryAfter)
-		if whose := faultOf(a); whose != notAsked {
+		if whose := faults.Attempt(a); whose != fault.Unasked {
 			e.fault = whose
 		}
 	}
@@ -392,9 +374,9 @@ func (f *HTTPFetcher) FetchIssuer(ctx context.Context, leaf *x509.Certificate) (
 	if err != nil || len(found) > 0 {
 		return found, err
 	}
-	err = f.inTurn(ctx, urls, func(ctx context.Context, p place) *HTTPError {
-		u := p.url
-		p.alone = false // an issuer comes from a file
+	err = f.inTurn(ctx, urls, func(ctx context.Context, p exchange.Place) *HTTPError {
+		u := p.URL
+		p.Alone = false // an issuer comes from a file
 		var err error
 		found, err = f.issuers.Get(ctx, u, leaf, func(ctx context.Context) ([]*x509.Certificate, error) { return f.certificates(ctx, p) })
 		failed, ok := errors.AsType[*HTTPError](err)
@@ -413,16 +395,16 @@ func (f *HTTPFetcher) FetchIssuer(ctx context.Context, leaf *x509.Certificate) (
 }
 
 // knownIssuers returns those that FetchIssuer returns without asking anybody, or whom it asks.
-func (f *HTTPFetcher) knownIssuers(leaf *x509.Certificate) (found []*x509.Certificate, urls []place, err error) {
+func (f *HTTPFetcher) knownIssuers(leaf *x509.Certificate) (found []*x509.Certificate, urls []exchange.Place, err error) {
 	if _, err := f.responderURLs(leaf); err != nil {
 		return nil, nil, err
 	}
-	urls = places(leaf.IssuingCertificateURL, false)
-	if !slices.ContainsFunc(urls, place.fetchable) {
+	urls = exchange.Places(leaf.IssuingCertificateURL, false)
+	if !slices.ContainsFunc(urls, exchange.Place.Fetchable) {
 		return nil, nil, fmt.Errorf("%w: the certificate gives no http or https URL for its issuer", ErrNoIssuer)
 	}
 	for _, p := range urls {
-		if found = f.issuers.Known(p.url, leaf); len(found) > 0 {
+		if found = f.issuers.Known(p.URL, leaf); len(found) > 0 {
 			break
 		}
 	}
@@ -430,34 +412,34 @@ func (f *HTTPFetcher) knownIssuers(leaf *x509.Certificate) (found []*x509.Certif
 }
 
 // certificates returns the certificates at a URL. The error is an *HTTPError.
-func (f *HTTPFetcher) certificates(ctx context.Context, p place) ([]*x509.Certificate, error) {
-	if p.err != nil {
-		return nil, &HTTPError{URL: p.url, Err: p.err, fault: notAsked}
+func (f *HTTPFetcher) certificates(ctx context.Context, p exchange.Place) ([]*x509.Certificate, error) {
+	if p.Err != nil {
+		return nil, &HTTPError{URL: p.URL, Err: p.Err, fault: fault.Unasked}
 	}
 	header := http.Header{"Accept": {"application/pkix-cert, application/pkcs7-mime, */*;q=0.5"}}
-	r := f.client(p).Do(ctx, http.MethodGet, p.at.String(), nil, header)
+	r := f.client(p).Do(ctx, http.MethodGet, p.At.String(), nil, header)
 	if r.Err == nil {
 		if certs := issuers.Parse(r.Body); len(certs) > 0 {
 			return certs, nil
 		}
 		r.Err = r.Unusable("no certificate in DER, PEM or PKCS #7")
 	}
-	whose := faultIn(r.Answered, r.Status, r.RetryAfter, r.Err)
+	whose := faults.In(r.Answered, r.Status, r.RetryAfter, r.Err)
 	switch {
 	case ctx.Err() == context.Canceled:
-		whose = notAsked
+		whose = fault.Unasked
 	case whose != schedule.Host:
 		whose = schedule.URL // others would get the same file
 	}
 	err := fmt.Errorf("GET: %w", r.Err)
-	return nil, &HTTPError{URL: p.url, StatusCode: r.Status, RetryAfter: r.RetryAfter, Err: err, fault: whose}
+	return nil, &HTTPError{URL: p.URL, StatusCode: r.Status, RetryAfter: r.RetryAfter, Err: err, fault: whose}
 }
 
 // client returns the client to use for what is at p, and its bounds. An only URL has all the time there is.
-func (f *HTTPFetcher) client(p place) exchange.Client {
-	c := exchange.Client{HTTP: f.Client, Timeout: f.requestTimeout(), User: p.user, Trust: "HTTPFetcher.Client",
+func (f *HTTPFetcher) client(p exchange.Place) exchange.Client {
+	c := exchange.Client{HTTP: f.Client, Timeout: f.requestTimeout(), User: p.User, Trust: "HTTPFetcher.Client",
 		MaxBody: cmp.Or(f.MaxResponseSize, defaultMaxResponseSize), Bound: "HTTPFetcher.MaxResponseSize"}
-	if p.alone {
+	if p.Alone {
 		c.Timeout = f.fetchTimeout()
 	}
 	if c.HTTP != nil {

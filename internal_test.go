@@ -50,115 +50,34 @@ func (s *Stapler) LockEngine() (unlock func()) {
 
 // Indexes returns how many indexes there are over certificates of configurations that came anew with a connection,
 // for tests.
-func (s *Stapler) Indexes() int { return s.engine.arrays.Len() }
+func (s *Stapler) Indexes() int { return s.engine.wrapped.arrays.Len() }
 
 // Released returns how many configurations are gone and not yet forgotten, for tests.
-func (s *Stapler) Released() int { return s.engine.released.Len() }
+func (s *Stapler) Released() int { return s.engine.wrapped.released.Len() }
 
-func TestFaultsOfSomebodyElsesErrors(t *testing.T) {
-	status := func(s ocsp.ResponseStatus) error { return fmt.Errorf("GET: %w", ocsp.ResponseError{Status: s}) }
-	refused := &VerifyError{Reason: ReasonBadSignature, Err: errors.New("forged")}
-	for _, tt := range []struct {
-		name string
-		err  HTTPError
-		want schedule.Fault
-	}{
-		{"no connection", HTTPError{Err: io.EOF}, schedule.Host},
-		{"nothing at all", HTTPError{}, schedule.Host},
-		{"the time was up", HTTPError{Err: context.DeadlineExceeded}, schedule.Host},
-		{"the caller gave up", HTTPError{Err: fmt.Errorf("GET: %w", context.Canceled)}, schedule.NoFault},
-		{"the caller gave up after an answer", HTTPError{StatusCode: 404, Err: errors.Join(io.EOF, context.Canceled)}, schedule.NoFault},
-
-		{"429", HTTPError{StatusCode: 429}, schedule.URL},
-		{"429 with an OCSP status", HTTPError{StatusCode: 429, Err: status(ocsp.Unauthorized)}, schedule.URL},
-		{"503 with Retry-After", HTTPError{StatusCode: 503, RetryAfter: time.Second}, schedule.URL},
-		{"503 with Retry-After and tryLater", HTTPError{StatusCode: 503, RetryAfter: time.Second, Err: status(ocsp.TryLater)}, schedule.URL},
-
-		{"503", HTTPError{StatusCode: 503}, schedule.CA},
-		{"500", HTTPError{StatusCode: 500, Err: errors.New("GET: 500 Internal Server Error")}, schedule.CA},
-		{"500 with Retry-After", HTTPError{StatusCode: 500, RetryAfter: time.Second}, schedule.CA},
-		{"599", HTTPError{StatusCode: 599}, schedule.CA},
-		{"tryLater", HTTPError{StatusCode: 200, Err: status(ocsp.TryLater)}, schedule.CA},
-		{"internalError", HTTPError{StatusCode: 200, Err: status(ocsp.InternalError)}, schedule.CA},
-		{"tryLater without a status", HTTPError{Err: status(ocsp.TryLater)}, schedule.CA},
-		{"tryLater, refused by a Verifier", HTTPError{StatusCode: 200, Err: &VerifyError{Reason: ReasonUnsuccessful, Err: status(ocsp.TryLater)}}, schedule.CA},
-		{"404 with internalError", HTTPError{StatusCode: 404, Err: status(ocsp.InternalError)}, schedule.CA},
-		{"a web page", HTTPError{StatusCode: 200, Err: fmt.Errorf("GET: %w: a page", exchange.ErrUnusable)}, schedule.CA},
-		{"a body cut short", HTTPError{StatusCode: 200, Err: io.ErrUnexpectedEOF}, schedule.CA},
-		{"200, and no word more", HTTPError{StatusCode: 200}, schedule.CA},
-		{"204", HTTPError{StatusCode: 204}, schedule.CA},
-		{"304", HTTPError{StatusCode: 304, Err: io.EOF}, schedule.CA},
-		{"101", HTTPError{StatusCode: 101}, schedule.CA},
-
-		{"400", HTTPError{StatusCode: 400}, schedule.Certificate},
-		{"404 with Retry-After", HTTPError{StatusCode: 404, RetryAfter: time.Second}, schedule.Certificate},
-		{"unauthorized", HTTPError{StatusCode: 200, Err: status(ocsp.Unauthorized)}, schedule.Certificate},
-		{"malformedRequest", HTTPError{StatusCode: 200, Err: status(ocsp.Malformed)}, schedule.Certificate},
-		{"sigRequired", HTTPError{StatusCode: 200, Err: status(ocsp.SignatureRequired)}, schedule.Certificate},
-		{"500 with unauthorized", HTTPError{StatusCode: 500, Err: status(ocsp.Unauthorized)}, schedule.Certificate},
-		{"refused", HTTPError{StatusCode: 200, Err: fmt.Errorf("GET: %w", refused)}, schedule.Certificate},
-		{"refused, without a status", HTTPError{Err: refused}, schedule.Certificate},
-		{"unknown", HTTPError{StatusCode: 200, Err: fmt.Errorf("GET: %w", errUnknown)}, schedule.Certificate},
-		{"older", HTTPError{StatusCode: 200, Err: fmt.Errorf("GET: %w", errOlder)}, schedule.Certificate},
-
-		{"tryLater, then unauthorized", HTTPError{StatusCode: 200, Err: errors.Join(status(ocsp.TryLater), status(ocsp.Unauthorized))}, schedule.Certificate},
-		{"unauthorized, then tryLater", HTTPError{StatusCode: 200, Err: errors.Join(status(ocsp.Unauthorized), status(ocsp.TryLater))}, schedule.CA},
-		{"a web page, then refused", HTTPError{StatusCode: 200, Err: fmt.Errorf("%w; %w", exchange.ErrUnusable, refused)}, schedule.Certificate},
-		{"refused, then a web page", HTTPError{StatusCode: 200, Err: fmt.Errorf("%w; %w", refused, exchange.ErrUnusable)}, schedule.CA},
-		{"refused, then 500", HTTPError{StatusCode: 500, Err: fmt.Errorf("%w; %w", refused, io.EOF)}, schedule.CA},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			tt.err.URL = "http://a.example"
-			want := answerOf(&tt.err, tt.want)
-			require.Equal(t, []schedule.Answer{want}, answersIn(&tt.err))
-		})
+func TestARefusedResponseIsTheCertificatesFault(t *testing.T) {
+	for _, err := range []error{&VerifyError{Reason: ReasonBadSignature, Err: errors.New("forged")}, errUnknown, errOlder} {
+		a := &HTTPError{URL: "http://a.example", StatusCode: 200, Err: fmt.Errorf("GET: %w", err)}
+		answers := faults.Answers(errors.Join(io.EOF, a))
+		require.Len(t, answers, 1)
+		require.Equal(t, schedule.Certificate, answers[0].Fault)
+		require.Equal(t, a, answers[0].Err)
 	}
-}
-
-func answerOf(e *HTTPError, f schedule.Fault) schedule.Answer {
-	busy := e.StatusCode == http.StatusTooManyRequests || e.StatusCode == http.StatusServiceUnavailable
-	return schedule.Answer{Source: sourceOf(e.URL), Fault: f, RetryAfter: e.RetryAfter, Busy: busy, Err: e}
-}
-
-func TestAnswersIn(t *testing.T) {
-	a := &HTTPError{URL: "a", StatusCode: 500}
-	b := &HTTPError{URL: "b", StatusCode: 429, RetryAfter: time.Minute}
-	both := []schedule.Answer{answerOf(a, schedule.CA), answerOf(b, schedule.URL)}
-	require.Nil(t, answersIn(nil))
-	require.Nil(t, answersIn(io.EOF))
-	require.Nil(t, answersIn(&VerifyError{Err: ocsp.ResponseError{Status: ocsp.TryLater}}))
-	require.Equal(t, both[:1], answersIn(a))
-	require.Equal(t, both, answersIn(errors.Join(a, io.EOF, b)))
-	require.Equal(t, both, answersIn(fmt.Errorf("about %s: %w, %w", "a leaf", fmt.Errorf("one: %w", a), errors.Join(io.EOF, b))))
-	require.Equal(t, []schedule.Answer{answerOf(b, schedule.URL), answerOf(a, schedule.CA)}, answersIn(errors.Join(b, a)))
-	require.Equal(t, append(both, both...), answersIn(errors.Join(a, b, a, b)))
-
-	t.Run("one inside another is about the same URL", func(t *testing.T) {
-		outer := &HTTPError{URL: "mine", StatusCode: 404, Err: errors.Join(a, b)}
-		require.Equal(t, []schedule.Answer{answerOf(outer, schedule.Certificate)}, answersIn(fmt.Errorf("x: %w", outer)))
-	})
-	t.Run("a copy under another name knows what the original does", func(t *testing.T) {
-		original := &HTTPError{URL: "a", StatusCode: 404, Err: io.EOF, fault: schedule.Host}
-		renamed := &HTTPError{URL: "b", StatusCode: 404, Err: original}
-		require.Equal(t, []schedule.Answer{answerOf(renamed, schedule.Host)}, answersIn(renamed))
-		unasked := &HTTPError{URL: "b", Err: &HTTPError{URL: "a", Err: io.EOF, fault: notAsked}}
-		require.Equal(t, []schedule.Answer{answerOf(unasked, schedule.NoFault)}, answersIn(unasked))
-	})
 }
 
 var faultsCA = sync.OnceValue(func() *stapletest.CA { return stapletest.NewCA(stapletest.CAOptions{Intermediate: true}) })
 
 // faultsOf returns the faults in what Fetch says about a leaf with these responders.
-func faultsOf(t *testing.T, ctx context.Context, f *HTTPFetcher, accept func([]byte) error, urls ...string) (faults []schedule.Fault) {
+func faultsOf(t *testing.T, ctx context.Context, f *HTTPFetcher, accept func([]byte) error, urls ...string) (all []schedule.Fault) {
 	ca := faultsCA()
 	leaf := ca.Leaf(stapletest.LeafOptions{Responders: urls}).Leaf
 	_, err := f.Fetch(ctx, &Request{Leaf: leaf, Issuer: ca.Issuer, Accept: accept})
 	require.Error(t, err)
-	for _, a := range answersIn(err) {
+	for _, a := range faults.Answers(err) {
 		require.Contains(t, urls, a.URL)
-		faults = append(faults, a.Fault)
+		all = append(all, a.Fault)
 	}
-	return faults
+	return all
 }
 
 func TestFaultsOfHTTPFetcher(t *testing.T) {
@@ -271,7 +190,7 @@ func TestFaultOfFetchIssuerWhereTheCallerGivesUp(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		time.AfterFunc(time.Second, func() { cancel(errors.New("for a reason of its own")) })
 		_, err := f.FetchIssuer(ctx, leaf)
-		answers := answersIn(err)
+		answers := faults.Answers(err)
 		require.Len(t, answers, 1)
 		require.Equal(t, schedule.NoFault, answers[0].Fault)
 	})
@@ -293,7 +212,7 @@ func TestFaultsOfFetchIssuer(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			leaf := faultsCA().Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}, IssuerURLs: []string{tt.url, "ldap:///CN=CA"}}).Leaf
 			_, err := new(HTTPFetcher).FetchIssuer(t.Context(), leaf)
-			answers := answersIn(err)
+			answers := faults.Answers(err)
 			require.Len(t, answers, 2)
 			require.Equal(t, tt.url, answers[0].URL)
 			require.Equal(t, tt.want, answers[0].Fault)
@@ -352,27 +271,6 @@ func TestAStateIsTheFirstWordThatFits(t *testing.T) {
 func TestAHandleTakesOneCacheLine(t *testing.T) {
 	require.LessOrEqual(t, unsafe.Sizeof(Certificate{}), uintptr(64))
 	require.Zero(t, unsafe.Offsetof(Certificate{}.slot))
-}
-
-func TestAHostIsOnePortOfIt(t *testing.T) {
-	for url, host := range map[string]string{
-		"http://OCSP.example/a":        "ocsp.example",
-		"http://ocsp.example:80/a":     "ocsp.example",
-		"http://user@ocsp.example:80/": "ocsp.example",
-		"http://ocsp.example:443":      "ocsp.example:443",
-		"https://ocsp.example":         "ocsp.example:443",
-		"https://ocsp.example:":        "ocsp.example:443",
-		"https://ocsp.example:443":     "ocsp.example:443",
-		"https://ocsp.example:80":      "ocsp.example:80",
-		"http://[2001:db8::80]/":       "[2001:db8::80]",
-		"https://[2001:db8::80]/":      "[2001:db8::80]:443",
-		"ldap://ocsp.example":          "ocsp.example",
-		"https:opaque":                 "",
-		"\n":                           "",
-		"":                             "",
-	} {
-		require.Equal(t, schedule.Source{Host: host, URL: url}, sourceOf(url), "%q", url)
-	}
 }
 
 // FuzzFetch has a responder that says first on the first connection and then on all others, and perhaps goes on saying the
@@ -468,7 +366,7 @@ func FuzzFetch(f *testing.F) {
 			require.True(t, strings.HasPrefix(text, `staple: "http://ocsp.example/path": `), "%q", text)
 			require.False(t, strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }), "%q", text)
 			require.Less(t, len(text), 7000) // 2000 runes that are replaced by U+FFFD
-			answers := answersIn(err)
+			answers := faults.Answers(err)
 			require.Len(t, answers, 1)
 			require.Equal(t, "http://ocsp.example/path", answers[0].URL)
 			require.Contains(t, []schedule.Fault{schedule.Host, schedule.CA, schedule.URL, schedule.Certificate}, answers[0].Fault)

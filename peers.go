@@ -1,7 +1,6 @@
 package staple
 
 import (
-	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -13,9 +12,11 @@ import (
 	"time"
 
 	"github.com/go-staple/staple/internal/hold"
+	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/seen"
+	"github.com/go-staple/staple/internal/tally"
 	"github.com/go-staple/staple/internal/wall"
 )
 
@@ -53,33 +54,11 @@ func (s *Stapler) CheckStats() []CheckStats {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var all []CheckStats
-	for _, t := range g.peers.tallies {
-		all = append(all, CheckStats{CA: t.ca, Passed: t.passed.Load(), Refused: t.refused.Load(), Unanswered: t.unanswered.Load(),
-			PassedUnanswered: t.failedOpen.Load(), Waited: t.waits.Load(), Waiting: time.Duration(t.wait.Load())})
+	for _, t := range g.peers.tallies.All() {
+		all = append(all, CheckStats{CA: t.CA, Passed: t.Passed.Load(), Refused: t.Refused.Load(), Unanswered: t.Failed.Load(),
+			PassedUnanswered: t.Opened.Load(), Waited: t.Waits.Load(), Waiting: t.Waited()})
 	}
-	slices.SortFunc(all, func(a, b CheckStats) int { return cmp.Compare(a.CA, b.CA) })
 	return all
-}
-
-// A tally counts what is in CheckStats.
-type tally struct {
-	ca                                             string
-	passed, refused, unanswered, failedOpen, waits atomic.Uint64
-	wait                                           atomic.Int64
-
-	// Guarded by engine.mu.
-	logged time.Time // when the log named it last
-	since  int       // unanswered connections since
-}
-
-const (
-	maxTallies = 1000
-	tallyPause = time.Minute
-)
-
-func (t *tally) waited(d time.Duration) {
-	t.waits.Add(1)
-	t.wait.Add(int64(d))
 }
 
 // Peers are what the engine knows of certificates about which Checkers ask.
@@ -90,7 +69,7 @@ type peers struct {
 
 	// Guarded by engine.mu.
 	checkers []*checking // with an OnEvent
-	tallies  map[string]*tally
+	tallies  tally.Book
 	unsaved  []*entry // whose staples are to be stored
 }
 
@@ -112,7 +91,7 @@ func newChecking(c *Checker) *checking {
 		k.timeout = defaultCheckTimeout
 	}
 	if c.OnEvent != nil {
-		k.events = teller[Event]{engine: g, tell: c.OnEvent}
+		k.events = newTeller(g, c.OnEvent)
 		g.mu.Lock()
 		g.peers.checkers = append(g.peers.checkers, k)
 		g.mu.Unlock()
@@ -152,7 +131,7 @@ func (p *peers) remember(cert, issuer *x509.Certificate) *Certificate {
 	key := keyOf(cert)
 	at, unusable := sources(g.fetcher, cert)
 	_, byURL := g.fetcher.(*HTTPFetcher)
-	ca := authority(cert, issuer)
+	ca := issuers.Authority(cert, issuer)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	e := g.entries[key]
@@ -172,7 +151,7 @@ func (p *peers) remember(cert, issuer *x509.Certificate) *Certificate {
 		e.peer = new(Certificate)
 		e.peer.slot.Of = e
 		if e.tally == nil {
-			e.tally = p.tallyOf(issuer)
+			e.tally = p.tallies.Of(issuer)
 		}
 		if len(e.handles) == 0 && !g.closed {
 			if err := unanswerable(cert, wall.Now()); err != nil {
@@ -191,27 +170,6 @@ func (c *Certificate) dress() {
 	if e := c.entry(); c.slot.Shown() == nil {
 		c.slot.Put(&tls.Certificate{Certificate: [][]byte{e.leaf.Raw, e.issuer.Raw}, Leaf: e.leaf})
 	}
-}
-
-// tallyOf returns the tally of a CA, with engine.mu held.
-func (p *peers) tallyOf(issuer *x509.Certificate) *tally {
-	key := string(issuer.RawSubject)
-	if t := p.tallies[key]; t != nil {
-		return t
-	}
-	if p.tallies == nil {
-		p.tallies = make(map[string]*tally)
-	}
-	subject, _ := name.Parts(issuer)
-	if len(p.tallies) >= maxTallies {
-		key, subject = "", "others"
-	}
-	t := p.tallies[key]
-	if t == nil {
-		t = &tally{ca: subject}
-		p.tallies[key] = t
-	}
-	return t
 }
 
 // stir wakes e if it slept, and sees to it that its answers are not older than maxAge, if that is not 0.
@@ -298,26 +256,23 @@ func (p *peers) saveSoon(e *entry) {
 func (p *peers) countRefused(issuer *x509.Certificate) {
 	p.engine.mu.Lock()
 	defer p.engine.mu.Unlock()
-	p.tallyOf(issuer).refused.Add(1)
+	p.tallies.Of(issuer).Refused.Add(1)
 }
 
 // unanswered counts a connection that is refused, or passes, since nobody answers about e, and logs it, once a minute for
 // each CA.
 func (p *peers) unanswered(v verdict, passes bool) {
 	e, n := v.about, &p.engine.notices
-	counter, what := &e.tally.unanswered, "peers are refused, since nobody answers about their certificates"
+	counter, what := &e.tally.Failed, "peers are refused, since nobody answers about their certificates"
 	if passes {
-		counter, what = &e.tally.failedOpen, "peers pass although nobody answers about their certificates"
+		counter, what = &e.tally.Opened, "peers pass although nobody answers about their certificates"
 	}
 	counter.Add(1)
 	p.engine.mu.Lock()
 	defer p.engine.mu.Unlock()
-	t := e.tally
-	if t.since++; !t.logged.IsZero() && time.Since(t.logged) < tallyPause {
-		return
+	if connections, due := e.tally.Unanswered(time.Now()); due {
+		n.say(slog.LevelWarn, what, slog.String("ca", e.tally.CA), slog.Int("connections", connections), slog.Any("error", v.err))
 	}
-	n.say(slog.LevelWarn, what, slog.String("ca", t.ca), slog.Int("connections", t.since), slog.Any("error", v.err))
-	t.logged, t.since = time.Now(), 0
 }
 
 // show lets Checkers see what is held of e, with engine.mu held.
@@ -344,6 +299,13 @@ func (p *peers) drop(c *Certificate) {
 	p.table.Remove(e.key, c)
 	if len(e.handles) == 0 {
 		p.engine.leave(e)
+	}
+}
+
+// forget forgets the peers that have not come for a day, with engine.mu held.
+func (p *peers) forget() {
+	for _, c := range p.table.Forget(time.Now()) {
+		p.drop(c)
 	}
 }
 
@@ -379,6 +341,6 @@ func (p *peers) tell(e *entry, ev Event) {
 	e.peer.dress()
 	ev.Status = e.peer.status()
 	for _, k := range p.checkers {
-		k.events.add(ev, ev.Kind.importance())
+		k.events.Add(ev, ev.Kind.importance())
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple/internal/ask"
+	"github.com/go-staple/staple/internal/exchange"
 	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/mldsa"
 	"github.com/go-staple/staple/internal/name"
@@ -221,6 +222,23 @@ func (r *round) findIssuer() (o outcome) {
 	}
 	o.err = lacksIssuer(r.leaf, o.err)
 	return o
+}
+
+// knownIssuers returns candidates for the issuer of leaf that fetcher, an IssuerFetcher, knows already, and whom it asks
+// for others. An error says that it asks nobody.
+func knownIssuers(fetcher Fetcher, leaf *x509.Certificate) (known []*x509.Certificate, at []schedule.Source, err error) {
+	urls := exchange.Places(leaf.IssuingCertificateURL, false)
+	if f, ok := fetcher.(interface {
+		knownIssuers(*x509.Certificate) ([]*x509.Certificate, []exchange.Place, error)
+	}); ok {
+		known, urls, err = f.knownIssuers(leaf)
+	}
+	for _, p := range urls {
+		if p.Fetchable() {
+			at = append(at, schedule.SourceOf(p.URL))
+		}
+	}
+	return known, at, err
 }
 
 // lacksIssuer returns an error that says what helps where the issuer is not found, which err says.

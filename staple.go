@@ -1,3 +1,102 @@
+// Package staple keeps the OCSP responses of TLS certificates current, so that
+// every handshake of a Go TLS server, client or proxy carries a verified one: OCSP
+// stapling, RFC 6066, section 8, and RFC 8446, section 4.4.2.1.
+//
+// A server needs three lines more than before:
+//
+//	var stapler staple.Stapler
+//	defer stapler.Close()
+//	config = stapler.TLSConfig(config)
+//
+// The zero [Stapler] works. [Stapler.TLSConfig] takes any tls.Config and returns a
+// clone that staples and changes nothing else, whether its certificates come from
+// Certificates, GetCertificate, GetConfigForClient or GetClientCertificate. To
+// look after one certificate without wrapping a configuration, pass it to
+// [Stapler.Add], or its files to [Stapler.AddFiles]. The result has a method for
+// tls.Config.GetCertificate; that of Add has others to wait for the first response,
+// to ask for a new one now, and to see how it stands.
+//
+// # How it works
+//
+// A [Fetcher] asks the responder that the certificate names, a [Verifier] decides
+// whether to believe the answer, and a [Cache], if there is one, keeps it for the
+// next start. The defaults are [HTTPFetcher] and [ResponseVerifier]. Nothing is
+// stapled or stored that the Verifier has not accepted, and what comes out of the
+// cache is verified again.
+//
+// This goes on in the background. A handshake takes the staple that is at hand,
+// if it has not ended by the wall clock, and waits for neither network nor disk.
+// A response is replaced when half of its validity has passed. If that fails, it
+// is stapled on until its end, while the responder is asked again and again, with
+// growing pauses; after its end, handshakes go on without. One certificate or a
+// hundred thousand share one scheduler and a few workers, which [Stapler.Close]
+// stops.
+//
+// A "revoked" answer replaces a good one at once, and nothing is stapled any more,
+// unless [Stapler.StapleRevoked] says so. A certificate on hold may be good again at
+// once; any other revocation outlasts its response, over restarts too, until two
+// different good ones, half an hour apart, undo it. A certificate that names no
+// responder, as those of many public authorities do not any more, is served as it is.
+//
+// What begins and ends goes to [Stapler.Logger] as far as an operator should know, to
+// [Stapler.OnEvent] in full, and can be asked for with [Certificate.Status].
+//
+// # What bypasses it
+//
+// Two functions add a certificate of their own to a configuration, which crypto/tls
+// then serves, without a staple, to clients that name no server, and to all if the
+// configuration has no other. Give [net/http.Server.ListenAndServeTLS] and ServeTLS
+// empty file names, and the names to [Stapler.AddFiles], which follows the files when
+// they are renewed:
+//
+//	_, err := stapler.AddFiles("cert.pem", "key.pem")
+//	...
+//	server.TLSConfig = stapler.TLSConfig(nil)
+//	err = server.ListenAndServeTLS("", "")
+//
+// And start a test server on a tls.NewListener of your own rather than with
+// [net/http/httptest.Server.StartTLS].
+//
+// TLS itself sets limits, too. Only the leaf of a chain is stapled. A resumed
+// session carries no staple. Clients can staple since TLS 1.3.
+//
+// # Must-Staple
+//
+// A certificate with the TLS feature extension of RFC 7633 tells clients to refuse
+// it without a staple. Such a certificate should never be served without one: a
+// wrapped configuration lets its handshakes wait for the first response, for five
+// seconds at most. Before it listens, a server can make sure with [Stapler.Wait] or
+// [Certificate.Wait], and a Cache takes it through restarts while the responder is
+// down. With [Stapler.RequireStaple], a handshake that would lack the staple
+// is refused by the server rather than the client.
+//
+// # Issuers
+//
+// The responder is asked about a certificate in terms of its issuer's certificate.
+// That is looked for in the chain, in any order, then in [Stapler.Issuers], and then
+// at the URL that the certificate gives for it; whichever has the key that verifies
+// the leaf's signature is the issuer's. If there is none, [Certificate.Wait] returns
+// [ErrNoIssuer], and handshakes go without a staple.
+//
+// # Cache
+//
+// Without a [Cache], a restarted server staples nothing until the responder has
+// answered, and nothing at all if that is down. [DirCache] is a directory, which
+// several processes can share. Any cache made for
+// golang.org/x/crypto/acme/autocert works as well. What is cached is a public
+// document; it is not trusted, so that write access to the cache gives no way to
+// staple anything false.
+//
+// # Clients
+//
+// [ResponseVerifier.VerifyConnection], in tls.Config.VerifyConnection, has a client
+// check the staple of the server, or a server those of its clients. It refuses a
+// revoked certificate, and a Must-Staple one without a staple.
+//
+// # Tests
+//
+// The package stapletest has a certificate authority and an OCSP responder to test
+// against, without a network.
 package staple
 
 import (
@@ -16,7 +115,6 @@ import (
 
 	"github.com/go-staple/staple/internal/choose"
 	"github.com/go-staple/staple/internal/name"
-	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/wall"
 )
 
@@ -142,6 +240,55 @@ func (s *Stapler) Wait(ctx context.Context) error {
 		}
 	}
 	return g.lacking()
+}
+
+// unsettled returns what has not had its first round.
+func (g *engine) unsettled() []*entry {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.wrapped.collect()
+	var all []*entry
+	for c := g.first; c != nil && !g.closed; c = c.next {
+		if !c.entry().settled && c.entry().handles[0] == c {
+			all = append(all, c.entry())
+		}
+	}
+	return all
+}
+
+// lacking returns an error that names the Must-Staple certificates that have no staple, some of
+// them if they are many, and nil if there are none.
+func (g *engine) lacking() error {
+	const named = 10
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var n int
+	var why []error
+	counted := make(map[*entry]bool)
+	for c := g.first; c != nil; c = c.next {
+		e := c.entry()
+		if _, stapled := c.current(); stapled || !e.mustStaple || c.hidden || counted[e] {
+			continue
+		}
+		counted[e] = true
+		if n++; n > named {
+			continue
+		}
+		err := e.err
+		switch {
+		case e.known.Revoked():
+			err = ErrRevoked
+		case err == nil && g.closed:
+			err = ErrClosed
+		case err == nil:
+			err = errOver
+		}
+		why = append(why, fmt.Errorf("%s: %w", name.Of(e.leaf), err))
+	}
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("staple: %d Must-Staple certificates have no staple, such as %w", n, errors.Join(why...))
 }
 
 // Certificates returns the handles of all certificates under the Stapler's care,
@@ -321,116 +468,6 @@ func (c *Certificate) Status() Status {
 // same leaf remains. What was said of [Stapler.Close] holds for this handle.
 func (c *Certificate) Remove() {
 	c.entry().engine.remove(c)
-}
-
-// A State says in one word how a [Certificate] stands: the status page, its JSON and the metrics have the same words. A
-// certificate that has expired is StateExpired, a revoked one StateRevoked, and any other the first of the rest that
-// fits. They are in order, the worst first; those before StateWaiting need attention.
-type State int
-
-const (
-	StateMustStapleMissing State = iota + 1 // "must-staple-missing": Must-Staple and not stapled; clients that honour it refuse the certificate
-	StateUnstapled                          // "unstapled": the response held has ended, or none came and a round failed
-	StateUnanswered                         // "unanswered": of a peer, the answer held has ended, or none came and a round failed
-	StateRevoked                            // "revoked": by the response held, whether that is stapled or not
-	StateExpired                            // "expired": the certificate itself
-	StateExpiring                           // "expiring": stapled, but a quarter is left, at most, of what was left when the response came, and whoever was asked since then had nothing newer
-	StateFailing                            // "failing": stapled, but the last round failed
-	StateWaiting                            // "waiting": no response has come yet, and no round has failed
-	StateStapled                            // "stapled": handshakes carry a staple
-	StateAnswered                           // "answered": of a peer, an answer is held
-	StateNoResponder                        // "no-responder": there is nobody to ask, so that it is served as it is
-)
-
-func (s State) String() string {
-	if s < StateMustStapleMissing || s > StateNoResponder {
-		return fmt.Sprintf("State(%d)", int(s))
-	}
-	return [...]string{"must-staple-missing", "unstapled", "unanswered", "revoked", "expired", "expiring", "failing", "waiting",
-		"stapled", "answered", "no-responder"}[s-1]
-}
-
-// state returns the State of what has a Status. ending: its staple ends soon, and nothing newer has come though it should have.
-func (st *Status) state(ending bool, now time.Time) State {
-	nobody := errors.Is(st.Err, ErrNoResponder)
-	switch {
-	case now.After(st.Leaf.NotAfter):
-		return StateExpired
-	case st.Revoked:
-		return StateRevoked
-	case st.Stapled && ending && !nobody:
-		return StateExpiring
-	case st.Stapled && st.Failures > 0:
-		return StateFailing
-	case st.Stapled:
-		return StateStapled
-	case st.Peer && now.Before(st.Expires):
-		return StateAnswered
-	case st.MustStaple && !st.Peer:
-		return StateMustStapleMissing
-	case nobody:
-		return StateNoResponder
-	case st.Err == nil && st.ThisUpdate.IsZero():
-		return StateWaiting
-	case st.Peer:
-		return StateUnanswered
-	}
-	return StateUnstapled
-}
-
-// Status is how a [Certificate] stands at one moment.
-type Status struct {
-	Leaf                *x509.Certificate
-	State               State     // in one word
-	MustStaple          bool      // the leaf carries the TLS feature extension of RFC 7633 with status_request
-	Stapled             bool      // handshakes carry a staple now
-	Revoked             bool      // by the response held, which this outlasts
-	RevokedAt           time.Time // when it was, says that response; zero: it is not, or nobody tells
-	RevocationReason    int       // of RFC 5280, section 5.3.1, such as ocsp.KeyCompromise
-	ThisUpdate          time.Time // of the response held; zero: none is
-	Expires             time.Time // the end of the response held; zero: none is
-	NextRefresh         time.Time // when the responder is asked next; while PausedUntil is set, not before: see there. Zero: not any more
-	PausedUntil         time.Time // when the pause that it waits for lets the next request through, about this certificate or, of many that wait, more likely another one; each that fails begins a new pause. Zero: it waits for none
-	PauseErr            error     // the last failure of others, for which it waits
-	LastAttempt         time.Time // when the last round began; zero: none has
-	Responder           string    // the URL that answered last; empty: none has, or the Fetcher does not tell
-	Failures            int       // rounds failed since the last success
-	UnstapledHandshakes uint64    // handshakes without a staple although the certificate names a responder
-	Peer                bool      // a [Checker] asks about it; nobody serves it
-	Err                 error     // of the last round; nil if it succeeded
-}
-
-// status returns the Status of c, with engine.mu held.
-func (c *Certificate) status() Status {
-	e, g := c.entry(), c.entry().engine
-	_, stapled := c.current()
-	st := Status{
-		Leaf:                e.leaf,
-		MustStaple:          e.mustStaple,
-		Stapled:             stapled,
-		NextRefresh:         g.driver.next(e),
-		LastAttempt:         e.item.Began(),
-		Responder:           e.responder,
-		Failures:            int(e.failures),
-		UnstapledHandshakes: e.unstapled.Load(),
-		Peer:                len(e.handles) == 0,
-		Err:                 e.err,
-	}
-	if r := e.known.Held(); r != nil {
-		st.Revoked = r.Revoked
-		st.ThisUpdate = wall.Time(r.ThisUpdate)
-		st.Expires = wall.Time(r.End)
-	}
-	if st.Revoked {
-		said, _ := ocspder.Revoked(e.known.Held().DER, e.leaf)
-		st.RevokedAt, st.RevocationReason = said.RevokedAt, said.Reason
-	}
-	if !g.closed {
-		st.PausedUntil, st.PauseErr = e.item.Pause(wall.Now())
-	}
-	now := wall.Now()
-	st.State = st.state(e.item.Ending(now), now)
-	return st
 }
 
 // parseLeaf returns the parsed leaf of cert. cert.Leaf is used if it really is

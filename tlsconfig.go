@@ -1,17 +1,18 @@
 package staple
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"log/slog"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 	"weak"
 
 	"github.com/go-staple/staple/internal/choose"
+	"github.com/go-staple/staple/internal/muststaple"
 	"github.com/go-staple/staple/internal/seen"
 	"github.com/go-staple/staple/internal/wall"
 )
@@ -57,7 +58,7 @@ func (s *Stapler) TLSConfig(base *tls.Config) *tls.Config {
 		config = new(tls.Config)
 	}
 	g.mu.Lock()
-	g.collect()
+	g.wrapped.collect()
 	closed := g.closed
 	g.mu.Unlock()
 	if closed {
@@ -100,7 +101,7 @@ type released struct {
 
 func release(r released) {
 	if g := r.engine.Value(); g != nil {
-		g.released.Add(r.owner)
+		g.wrapped.released.Add(r.owner)
 	}
 }
 
@@ -170,7 +171,7 @@ func (w *wrapper) register(certs []tls.Certificate) {
 		ch.index = index
 	}
 	g.mu.Lock()
-	g.registered[w.owner] = known
+	g.wrapped.registered[w.owner] = known
 	g.mu.Unlock()
 	g.preload(known...)
 }
@@ -195,16 +196,16 @@ func (w *wrapper) getCertificate(ch *chooser, hello *tls.ClientHelloInfo) (*tls.
 			return cert, err
 		}
 		if cert != nil {
-			return w.engine.serveReturned(hello.Context(), cert, w.owner, hello)
+			return w.engine.wrapped.serve(hello.Context(), cert, w.owner, hello)
 		}
 	}
 	now := wall.Micro() // a look at the clock waits for all reads of memory before it
 	if n > 1 && ch.nameToCertificate != nil {
-		if cert := byName(ch.nameToCertificate, hello.ServerName); cert != nil {
+		if cert := choose.ByName(ch.nameToCertificate, hello.ServerName); cert != nil {
 			if s := ch.pointed[cert]; s != nil {
 				return w.serve(s, hello, now)
 			}
-			return w.engine.serveReturned(hello.Context(), cert, w.owner, hello)
+			return w.engine.wrapped.serve(hello.Context(), cert, w.owner, hello)
 		}
 	}
 	switch {
@@ -221,8 +222,8 @@ func (w *wrapper) getCertificate(ch *chooser, hello *tls.ClientHelloInfo) (*tls.
 	case len(ch.slots) > 0:
 		return w.serve(ch.slots[0], hello, now)
 	case len(ch.certs) > 0:
-		cert := w.engine.arrays.Choose(ch.certs, hello, ch.takesTLS13)
-		return w.engine.serveReturned(hello.Context(), cert, w.owner, hello)
+		cert := w.engine.wrapped.arrays.Choose(ch.certs, hello, ch.takesTLS13)
+		return w.engine.wrapped.serve(hello.Context(), cert, w.owner, hello)
 	}
 	return nil, nil // which crypto/tls turns into its own error
 }
@@ -237,21 +238,6 @@ func (w *wrapper) sayEmpty() {
 	defer g.mu.Unlock()
 	g.notices.say(slog.LevelWarn, "a client has come, and there is no certificate: none was added, by Add or AddFiles, nor has the tls.Config any; "+
 		"one that the server got otherwise, such as by file names given to ListenAndServeTLS, is not stapled")
-}
-
-// byName is the look-up of the deprecated tls.Config.NameToCertificate.
-func byName(certs map[string]*tls.Certificate, name string) *tls.Certificate {
-	name = strings.ToLower(name)
-	if cert, ok := certs[name]; ok {
-		return cert
-	}
-	if name == "" {
-		return nil
-	}
-	if _, parent, ok := strings.Cut(name, "."); ok {
-		return certs["*."+parent]
-	}
-	return certs["*"]
 }
 
 // serve serves a certificate of the base, or one that was added.
@@ -274,7 +260,7 @@ func (w *wrapper) getClientCertificate(info *tls.CertificateRequestInfo) (*tls.C
 		if err != nil || cert == nil {
 			return cert, err
 		}
-		return w.engine.serveReturned(ctx, cert, w.owner, nil)
+		return w.engine.wrapped.serve(ctx, cert, w.owner, nil)
 	}
 	for _, s := range w.base.slots {
 		cert := s.Shown()
@@ -288,6 +274,151 @@ func (w *wrapper) getClientCertificate(info *tls.CertificateRequestInfo) (*tls.C
 		return cert, err
 	}
 	return new(tls.Certificate), nil
+}
+
+// Wrapped is what the engine has of configurations that TLSConfig returned, and of what their callbacks return.
+type wrapped struct {
+	engine     *engine
+	arrays     choose.Arrays
+	seen       seen.Table[Certificate]
+	released   seen.Released
+	registered map[*seen.Owner][]*Certificate // the handles of Certificates of configurations; engine.mu guards it
+}
+
+// A sighting is a certificate that a callback returned in a handshake.
+type sighting = seen.Sighting[Certificate]
+
+// recognize returns what is known of a certificate that o's callback returned, and
+// makes it known if it is new and there is room. It returns nil if there is not.
+func (w *wrapped) recognize(cert *tls.Certificate, o *seen.Owner) *sighting {
+	g := w.engine
+	now := time.Now()
+	der := cert.Certificate[0]
+	if s, copied := w.seen.Find(der, o, now); s != nil {
+		c := s.Handle
+		e := c.entry()
+		if !copied || len(cert.Certificate) <= len(c.chain()) || e.issuerKnown.Load() {
+			return s
+		}
+		// Its chain may have the issuer that was missing: it counts as new.
+		w.seen.Remove(e.key, c)
+		defer g.remove(c)
+	}
+	if !w.seen.Admit(now) {
+		return nil
+	}
+	leaf, err := parseLeaf(cert)
+	if err != nil {
+		return nil
+	}
+	c := newCertificate(cert, leaf)
+	c.returned = true
+	if !g.register(c, leaf, cert.OCSPStaple, false) {
+		return nil
+	}
+	if len(cert.OCSPStaple) > 0 {
+		judged := false
+		defer func() { // also if the Verifier panics, or ends the goroutine: then it comes as new the next time
+			if !judged {
+				g.remove(c)
+			}
+		}()
+		c.entry().adoptCarried(c.entry().localIssuer())
+		judged = true
+	}
+	g.launch(c)
+	s, out := w.seen.Put(der, c, o, now)
+	s.Carries(cert.OCSPStaple) // which has been dealt with
+	if out != nil {
+		g.remove(out)
+	}
+	return s
+}
+
+// forget drops the certificates that no callback has returned for a day, with
+// engine.mu held.
+func (w *wrapped) forget() {
+	for _, c := range w.seen.Forget(time.Now()) {
+		w.engine.drop(c)
+	}
+}
+
+// collect drops what only configurations have that became unreachable, with engine.mu held.
+func (w *wrapped) collect() {
+	g := w.engine
+	owners := w.released.Take()
+	if len(owners) == 0 {
+		return
+	}
+	for _, o := range owners {
+		for _, c := range w.registered[o] {
+			g.drop(c)
+		}
+		delete(w.registered, o)
+	}
+	for _, c := range w.seen.Disown(owners) {
+		g.drop(c)
+	}
+}
+
+// serve gives a handshake what a callback of o returned, with the staple
+// that is held for it.
+func (w *wrapped) serve(ctx context.Context, cert *tls.Certificate, o *seen.Owner, hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	if cert == nil || len(cert.Certificate) == 0 || len(cert.Certificate[0]) == 0 {
+		return cert, nil
+	}
+	s := w.recognize(cert, o)
+	if s == nil {
+		return w.serveUnknown(cert, hello)
+	}
+	c := s.Handle
+	if current, stapled := c.current(); stapled && bytes.Equal(cert.OCSPStaple, current.OCSPStaple) {
+		return cert, nil
+	} else if !stapled && w.isPlain(c.entry(), cert) {
+		return cert, nil // from another wrapper or handle of ours, which has waited, counted and decided
+	}
+	if s.Carries(cert.OCSPStaple) {
+		c.entry().heed(c, cert.OCSPStaple)
+	}
+	served, stapled, err := c.entry().serve(ctx, &c.slot, hello, s.First.Add(mustStapleFor), wall.Micro())
+	switch {
+	case err != nil:
+		return nil, err
+	case !stapled && len(cert.OCSPStaple) == 0:
+		return cert, nil
+	}
+	clone := *cert
+	clone.OCSPStaple = served.OCSPStaple
+	return &clone, nil
+}
+
+// isPlain reports whether cert is what a handle of e returns without a staple.
+func (w *wrapped) isPlain(e *entry, cert *tls.Certificate) bool {
+	if !e.plain.Load() {
+		return false
+	}
+	w.engine.mu.Lock()
+	defer w.engine.mu.Unlock()
+	return slices.ContainsFunc(e.handles, func(c *Certificate) bool { return cert == c.slot.Shown() })
+}
+
+// serveUnknown gives a handshake a certificate that is not remembered as it came,
+// but for a staple that is past its end.
+func (w *wrapped) serveUnknown(cert *tls.Certificate, hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	g := w.engine
+	if len(cert.OCSPStaple) == 0 && !g.requireStaple {
+		return cert, nil
+	}
+	leaf, err := parseLeaf(cert)
+	switch {
+	case err != nil, wall.Now().Before(carriedEnd(cert.OCSPStaple, leaf)):
+		return cert, nil
+	case hello != nil && g.requireStaple && muststaple.Is(leaf) && wantsStaple(hello):
+		return nil, errNoStaple(leaf)
+	}
+	clone := *cert
+	clone.OCSPStaple = nil
+	return &clone, nil
 }
 
 // serve returns what a handshake is given that a wrapped configuration serves: it

@@ -1,16 +1,19 @@
 package staple
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"time"
 
+	"github.com/go-staple/staple/internal/hold"
 	"github.com/go-staple/staple/internal/muststaple"
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/signer"
+	"github.com/go-staple/staple/internal/wall"
 	"golang.org/x/crypto/ocsp"
 )
 
@@ -328,4 +331,76 @@ func (v *ResponseVerifier) VerifyConnection(cs tls.ConnectionState) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// A response is one that the Verifier accepted.
+type response = hold.Response
+
+// judge has the Verifier judge answer. It returns what to staple of it, too: the Raw of the result, if the Verifier
+// accepts that, or else answer itself.
+func judge(v Verifier, leaf, issuer *x509.Certificate, answer []byte, now time.Time) (p *ocsp.Response, until time.Time, der []byte, err error) {
+	_, ours := v.(*ResponseVerifier)
+	given := answer
+	if !ours {
+		given = bytes.Clone(answer) // it may do with it as it likes
+	}
+	p, until, err = v.Verify(given, leaf, issuer, now)
+	switch {
+	case err != nil:
+		return nil, until, nil, err
+	case p == nil:
+		return nil, until, nil, errors.New("staple: the Verifier returned neither a response nor an error")
+	case len(p.Raw) == 0 || bytes.Equal(p.Raw, answer):
+		return p, until, answer, nil
+	case ours: // then Raw says the same
+		return p, until, p.Raw, nil
+	}
+	first, raw := *p, bytes.Clone(p.Raw)
+	again, end, err := v.Verify(bytes.Clone(raw), leaf, issuer, now)
+	if err != nil || again == nil || again.Status != first.Status || !again.ThisUpdate.Equal(first.ThisUpdate) {
+		return &first, until, answer, nil
+	}
+	return again, end, raw, nil
+}
+
+// verifyAt has the Verifier judge answer, as if it was now.
+func verifyAt(v Verifier, leaf, issuer *x509.Certificate, answer []byte, now time.Time) (*response, error) {
+	answer = bytes.Clone(answer)
+	p, until, der, err := judge(v, leaf, issuer, answer, now)
+	switch {
+	case err != nil:
+		return nil, err
+	case p.Status != ocsp.Good && p.Status != ocsp.Revoked:
+		return nil, errUnknown
+	}
+	thisUpdate := p.ThisUpdate
+	if thisUpdate.IsZero() {
+		thisUpdate = now // of a Verifier that does not say
+	}
+	r := &response{
+		DER:        bytes.Clone(der),
+		ThisUpdate: wall.MicroOf(thisUpdate),
+		ProducedAt: wall.MicroOf(p.ProducedAt),
+		Until:      wall.MicroOf(until),
+		End:        min(wall.MicroOf(until), wall.MicroOf(leaf.NotAfter)),
+	}
+	if p.Status == ocsp.Revoked {
+		r.Revoked, r.Reason = true, int8(p.RevocationReason)
+	}
+	r.Taken(answer)
+	return r, nil
+}
+
+// verifyRevoked returns what the cache has if it is a revocation that was valid at its thisUpdate: that outlasts it. It is
+// nil otherwise.
+func verifyRevoked(v Verifier, leaf, issuer *x509.Certificate, cached []byte) *response {
+	claims, ok := ocspder.Revoked(cached, leaf)
+	if now := wall.Now(); !ok || claims.ThisUpdate.After(now) || !now.Before(leaf.NotAfter) {
+		return nil
+	}
+	r, err := verifyAt(v, leaf, issuer, cached, claims.ThisUpdate)
+	if err != nil || !r.Revoked {
+		return nil
+	}
+	return r
 }

@@ -6,6 +6,8 @@
 //	q.Put(event, backlog.Grave, 4096)
 //	event, ok := q.Take()
 //	missed := q.Missed()
+//
+// A [Teller] tells what it keeps to a function that may block, in a goroutine of its own.
 package backlog
 
 // A Rank tells how important a value is.

@@ -1,6 +1,7 @@
 package choose
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"net"
 	"net/netip"
@@ -67,3 +68,18 @@ var zoned = sync.OnceValue(func() bool {
 	c := &x509.Certificate{IPAddresses: []net.IP{net.IPv6loopback}}
 	return c.VerifyHostname("::1%zone") == nil
 })
+
+// ByName is the look-up of the deprecated tls.Config.NameToCertificate; nil: it has nothing for the name.
+func ByName(certs map[string]*tls.Certificate, name string) *tls.Certificate {
+	name = strings.ToLower(name)
+	if cert, ok := certs[name]; ok {
+		return cert
+	}
+	if name == "" {
+		return nil
+	}
+	if _, parent, ok := strings.Cut(name, "."); ok {
+		return certs["*."+parent]
+	}
+	return certs["*"]
+}

@@ -3,6 +3,8 @@ package schedule
 import (
 	"cmp"
 	"fmt"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/go-staple/staple/internal/wall"
@@ -41,6 +43,22 @@ const (
 
 // A Source is a URL that can be asked, and the host that it is at.
 type Source struct{ Host, URL string }
+
+// SourceOf returns the Source of a URL. Its host has the port, but for the usual one of http: whoever listens at one port
+// says nothing of another.
+func SourceOf(s string) Source {
+	at := Source{URL: s}
+	if u, err := url.Parse(s); err == nil {
+		at.Host = strings.ToLower(u.Host)
+		switch {
+		case u.Scheme == "http":
+			at.Host = strings.TrimSuffix(at.Host, ":80")
+		case u.Scheme == "https" && u.Port() == "" && at.Host != "":
+			at.Host = strings.TrimSuffix(at.Host, ":") + ":443"
+		}
+	}
+	return at
+}
 
 // An Item is a certificate, as far as the schedule is concerned. Its zero value is to be added.
 type Item struct {
