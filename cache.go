@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/go-staple/staple/internal/backlog"
 	"github.com/go-staple/staple/internal/dircache"
 	"github.com/go-staple/staple/internal/guarded"
 	"github.com/go-staple/staple/internal/schedule"
@@ -184,6 +185,14 @@ func (s *storage) delete(key string) {
 		g.mu.Unlock()
 	}
 	s.report(deleting, err)
+}
+
+// outlived has what the cache has about e deleted, since that has expired, with mu held.
+func (s *storage) outlived(e *entry) {
+	if s.cache != nil {
+		e.stored = false
+		s.engine.notices.expired.Add(e.cacheKey(), backlog.Notable)
+	}
 }
 
 // storeRest stores what the cache did not take when it came, in the background, with mu held.

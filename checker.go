@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -76,7 +77,7 @@ type Checker struct {
 	// positive, 3 seconds. What is asked for meanwhile goes on.
 	Timeout time.Duration
 
-	// MaxResponseAge is how old an answer may be, from its thisUpdate on. Zero: it counts until its end. Answers are
+	// MaxResponseAge is how old an answer may be, from its thisUpdate on. If not positive, it counts until its end. Answers are
 	// asked for again at half of it; where only older ones come, the peer is unanswered.
 	MaxResponseAge time.Duration
 
@@ -162,13 +163,17 @@ func (k *checking) unstapled(leaf *x509.Certificate, cs *tls.ConnectionState) (m
 	switch {
 	case k.requireStaple:
 		return false, errors.New("no staple, and Checker.RequireStaple is set")
-	case cs.DidResume:
+	case cs.DidResume && len(cs.OCSPResponse) > 0:
 		return false, nil
 	}
-	if must, err = muststaple.Read(leaf); err != nil {
+	must, err = muststaple.Read(leaf)
+	cannot := cs.Version < tls.VersionTLS13 && slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
+	switch {
+	case cs.DidResume: // the connection that began it was judged
+		return must && cannot, nil
+	case err != nil:
 		return false, fmt.Errorf("no staple, and %w", err)
-	}
-	if must && (cs.Version >= tls.VersionTLS13 || !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth)) {
+	case must && !cannot:
 		return false, errors.New("no staple, and the certificate is Must-Staple")
 	}
 	return must, nil
@@ -176,7 +181,9 @@ func (k *checking) unstapled(leaf *x509.Certificate, cs *tls.ConnectionState) (m
 
 // Check is VerifyConnection for a chain that the caller has verified: the leaf first, then its issuer and so on, up to the
 // trust anchor. Nothing is stapled then, and no certificate must be. Check does not decide whom to trust. It
-// fails for a chain of less than two certificates, one that is nil, and one that the next one did not sign. If
+// fails for a chain of less than two certificates, one that is nil, and one that the next one did not sign. The last one is
+// taken for the trust anchor, about which nobody is asked: in [tls.ConnectionState], VerifiedChains has it, and PeerCertificates
+// as a rule has not. If
 // ctx ends before there are answers, what is held already decides, and nothing else is waited for.
 func (c *Checker) Check(ctx context.Context, chain []*x509.Certificate) error {
 	k, err := c.start()
@@ -199,7 +206,7 @@ func (c *Checker) Check(ctx context.Context, chain []*x509.Certificate) error {
 
 // linked reports whether issuer is known as cert's.
 func (k *checking) linked(cert, issuer *x509.Certificate) bool {
-	s, _ := k.table.Find(cert.Raw, nil, time.Now())
+	s := k.table.Recall(cert.Raw, time.Now())
 	return s != nil && s.Handle.entry().issuerKnown.Load() && bytes.Equal(s.Handle.entry().issuer.Raw, issuer.Raw)
 }
 
@@ -209,6 +216,7 @@ type inquiry struct {
 	staple []byte // of the leaf
 	must   bool   // the leaf needs an answer, FailOpen or not
 	ended  error  // of the context that the caller gave
+	full   bool   // as many wait as may
 }
 
 // decide passes the peer if one of its chains does.
@@ -221,7 +229,8 @@ func (q *inquiry) decide(ctx context.Context, chains [][]*x509.Certificate) erro
 		}
 	}
 	if len(open) > 0 {
-		q.await(ctx, open)
+		q.await(ctx, open, chains)
+		q.left(open)
 	}
 	var all []verdict
 	for _, chain := range chains {
@@ -271,11 +280,7 @@ type question struct {
 
 // judge judges a chain by what is known now. If open is not nil, what is not known is asked for and added there.
 func (q *inquiry) judge(chain []*x509.Certificate, open *[]question) (v verdict) {
-	last := len(chain) - 1
-	if q.leafOnly {
-		last = 1
-	}
-	for i, cert := range chain[:last] {
+	for i, cert := range chain[:q.looked(chain)] {
 		e := q.meet(cert, chain[i+1])
 		if open != nil {
 			q.visited(e)
@@ -293,8 +298,7 @@ func (q *inquiry) judge(chain []*x509.Certificate, open *[]question) (v verdict)
 		switch r, known := q.known(e); {
 		case known && r != nobody && r.Revoked:
 			return verdict{err: revokedError(e.leaf, r)}
-		case stapled:
-		case known && (open == nil || r == nobody || !e.asking.Load()):
+		case (stapled || known) && (open == nil || r == nobody || !e.asking.Load()):
 		case open != nil:
 			if round, wait := q.ask(e); wait {
 				*open = append(*open, question{e, round})
@@ -306,7 +310,7 @@ func (q *inquiry) judge(chain []*x509.Certificate, open *[]question) (v verdict)
 			if closed {
 				return verdict{err: why}
 			}
-			v.err = fmt.Errorf("%w, %s: %w", ErrUnanswered, name.Of(e.leaf), why)
+			v.err = fmt.Errorf("%w: %w", ErrUnanswered, why)
 			v.unanswered, v.about, v.must = true, e, i == 0 && q.must
 		}
 	}
@@ -321,6 +325,8 @@ func (k *checking) known(e *entry) (r *response, known bool) {
 		return nil, false
 	case r == nobody, r.Revoked:
 		return r, true
+	case r == lapsed:
+		return nobody, now >= wall.MicroOf(e.leaf.NotAfter)
 	default:
 		return r, r.Current(now) && (k.maxAge == 0 || now < r.ThisUpdate+k.maxAge)
 	}
@@ -331,6 +337,9 @@ func (k *checking) known(e *entry) (r *response, known bool) {
 func (q *inquiry) heed(e *entry, issuer *x509.Certificate) (good bool, err error) {
 	if r, known := q.known(e); known && r != nobody && r.Current(wall.Micro()) && r.Is(q.staple) {
 		return true, nil
+	}
+	if e.answer.Load() == nil {
+		q.recall(e) // the cache may know what this peer would like to be forgotten
 	}
 	r, err := e.verify(issuer, q.staple)
 	switch {
@@ -347,8 +356,14 @@ func (q *inquiry) heed(e *entry, issuer *x509.Certificate) (good bool, err error
 	held := e.known.Held()
 	if !e.known.Lasting() || r.Revoked { // which a peer cannot undo by what it chooses to staple
 		e.adopt(r, false)
-		if e.known.Held() == r {
-			q.saveSoon(e)
+	}
+	if now := g.driver.now(); e.known.Held() == r && !e.gone && !g.closed {
+		q.saveSoon(e)
+		if !r.Revoked && !e.holding(r).Due(now) {
+			e.asking.Store(false)
+		} else if r.Revoked {
+			g.schedule.Start(&e.item, now) // whoever stapled it may have kept it since that was lifted
+			g.driver.run()
 		}
 	}
 	if r.Revoked && (held == nil || r.Newer(held)) {
@@ -357,26 +372,65 @@ func (q *inquiry) heed(e *entry, issuer *x509.Certificate) (good bool, err error
 	return true, nil
 }
 
-// await waits for answers, until Timeout.
-func (q *inquiry) await(ctx context.Context, open []question) {
+// await waits until Timeout for answers, or for as many of them as decide.
+func (q *inquiry) await(ctx context.Context, open []question, chains [][]*x509.Certificate) {
 	if q.waiting.Add(1) > maxCallers {
 		q.waiting.Add(-1)
+		q.full = true
 		return
 	}
 	defer q.waiting.Add(-1)
 	began := time.Now()
 	limited, cancel := context.WithTimeout(ctx, q.timeout)
 	defer cancel()
-	for _, o := range open {
-		err := q.engine.await(limited, o.entry, func() bool {
-			return o.rounds >= o.round || o.gone || q.engine.closed
-		})
-		if err != nil {
+	ends := reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(limited.Done())}
+	for waits := q.changes(open); len(waits) > 0 && !q.decided(chains); waits = q.changes(open) {
+		if i, _, _ := reflect.Select(append(waits, ends)); i == len(waits) {
 			q.ended = ctx.Err()
 			break
 		}
 	}
 	open[0].tally.Wait(time.Since(began))
+}
+
+// changes returns what to wait for: a change of each of those that are not answered yet.
+func (q *inquiry) changes(open []question) (waits []reflect.SelectCase) {
+	g := q.engine
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, o := range open {
+		if o.rounds < o.round && !o.gone && !g.closed {
+			waits = append(waits, reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(o.changed.wait())})
+		}
+	}
+	return waits
+}
+
+// decided reports whether further answers make no difference: a chain passes, or none can any more.
+func (q *inquiry) decided(chains [][]*x509.Certificate) bool {
+	hopeless := true
+	for _, chain := range chains {
+		revoked, open := false, false
+		for i, cert := range chain[:q.looked(chain)] {
+			e := q.meet(cert, chain[i+1])
+			r, known := q.known(e)
+			revoked = revoked || known && r != nobody && r.Revoked
+			open = open || r != nobody && (!known || e.asking.Load())
+		}
+		if !revoked && !open {
+			return true
+		}
+		hopeless = hopeless && revoked
+	}
+	return hopeless
+}
+
+// looked returns how many certificates of a chain are looked at.
+func (q *inquiry) looked(chain []*x509.Certificate) int {
+	if q.leafOnly {
+		return 1
+	}
+	return len(chain) - 1
 }
 
 // why returns why there is no answer about e, and whether that is because the Stapler is closed.
@@ -389,18 +443,20 @@ func (q *inquiry) why(e *entry) (err error, closed bool) {
 	switch {
 	case g.closed:
 		return fmt.Errorf("staple: %s: nothing is known of it: %w", name.Of(e.leaf), ErrClosed), true
-	case paused != nil:
-		return fmt.Errorf("nobody is asked at present, since requests have failed: %w", paused), false
 	case e.err != nil:
-		return e.err, false
+		return e.err, false // which names it
+	case paused != nil:
+		err = fmt.Errorf("nobody is asked at present, since requests have failed: %w", paused)
 	case held != nil && held.Current(wall.Micro()):
-		return fmt.Errorf("the newest is of %s, and older than Checker.MaxResponseAge", name.Time(wall.Time(held.ThisUpdate))), false
+		err = fmt.Errorf("the newest is of %s, and older than Checker.MaxResponseAge", name.Time(wall.Time(held.ThisUpdate)))
 	case q.ended != nil:
-		return q.ended, false
-	case q.waiting.Load() >= maxCallers:
-		return errors.New("too many connections wait for an answer"), false
+		err = q.ended
+	case q.full:
+		err = errors.New("too many connections wait for an answer")
+	default:
+		err = fmt.Errorf("none came within the %v of Checker.Timeout", q.timeout)
 	}
-	return fmt.Errorf("none came within the %v of Checker.Timeout", q.timeout), false
+	return fmt.Errorf("%s: %w", name.Of(e.leaf), err), false
 }
 
 func revokedError(leaf *x509.Certificate, r *response) error {

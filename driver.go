@@ -95,17 +95,21 @@ func (d *driver) noted(e *entry, n schedule.Notice) {
 		e.rounds++
 		e.asking.Store(false)
 		e.changed.broadcast()
+		known := e.failures > 0 // that asking about it fails
 		if e.settled && len(e.handles) > 0 {
 			return
 		}
 		e.settled = true
-		e.failures++
 		e.err = fmt.Errorf("nobody was asked so far, since requests about others have failed: %w", n.Err)
 		if e.seeking {
 			e.err = lacksIssuer(e.leaf, fmt.Errorf("%w: %w", ErrNoIssuer, e.err))
 		} else {
 			e.err = fmt.Errorf("no OCSP response for %s: %w", name.Of(e.leaf), e.err)
 		}
+		if known && len(e.handles) == 0 {
+			return // a peer's: each connection would tell it
+		}
+		e.failures++
 		g.notices.emit(e, Event{Kind: EventFailed, Err: e.err})
 	}
 }
@@ -235,6 +239,7 @@ func (d *driver) clockSet(now time.Time) {
 			doubtful = append(doubtful, e)
 		case errors.Is(e.err, errExpired) && unanswerable(e.leaf, now) == nil:
 			e.final = false
+			g.peers.show(e)
 			g.schedule.Start(&e.item, now)
 		}
 	}

@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/go-staple/staple/internal/backlog"
 	"github.com/go-staple/staple/internal/hold"
 	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/muststaple"
@@ -63,6 +62,7 @@ type entry struct {
 	mustStaple bool               // it never changes, and stands here since there is room for it
 	rounds     uint32             // ended, or ended by a pause before they began
 	failures   int32
+	callers    int32 // connections that wait for an answer about it as a peer
 	ended      int64 // when the last round did, in Unix microseconds
 	err        error
 	responder  string
@@ -186,7 +186,7 @@ func (e *entry) isStapled() bool {
 // its certificate, since no successor is wanted.
 func (e *entry) holding(r *response) schedule.Held {
 	until, end := r.Until, r.End
-	if age := e.maxAge.Load(); age > 0 {
+	if age := e.maxAge.Load(); age > 0 && e.peer != nil {
 		until = min(until, r.ThisUpdate+age)
 	}
 	if len(e.handles) == 0 {
@@ -444,9 +444,8 @@ func (e *entry) rest(err error) {
 	e.rounds++
 	e.asking.Store(false)
 	e.askable.Store(false)
-	if g.storage.cache != nil && errors.Is(err, errExpired) {
-		e.stored = false
-		g.notices.expired.Add(e.cacheKey(), backlog.Notable)
+	if errors.Is(err, errExpired) && (len(e.handles) > 0 || !e.known.Revoked()) { // else see peers.expired
+		g.storage.outlived(e)
 	}
 	g.schedule.Rest(&e.item, g.driver.now())
 	if errors.Is(err, errExpired) {

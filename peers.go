@@ -1,6 +1,8 @@
 package staple
 
 import (
+	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -40,7 +42,7 @@ func (s *Stapler) Peers() iter.Seq[*Certificate] {
 // CheckStats is how often [Checker]s have decided about peers with certificates of one CA, since the Stapler's first use.
 type CheckStats struct {
 	CA               string        // the issuer's subject; of the thousand that came first, and "others"
-	Passed           uint64        // connections
+	Passed           uint64        // connections, and calls of Check
 	Refused          uint64        // that were revoked, or whose staple is missing or of no use
 	Unanswered       uint64        // refused since nobody answered about a certificate of this CA
 	PassedUnanswered uint64        // passed all the same: FailOpen
@@ -70,11 +72,12 @@ type peers struct {
 	// Guarded by engine.mu.
 	checkers []*checking // with an OnEvent
 	tallies  tally.Book
-	unsaved  []*entry // whose staples are to be stored
+	unsaved  []*entry             // whose staples are to be stored
+	over     map[*entry]time.Time // that are revoked, and have expired since, by the clock
 }
 
-// nobody is what an entry has as answer if there is nobody to ask.
-var nobody = new(hold.Response)
+// What an entry has as answer if there is nobody to ask; since it has expired, by the clock.
+var nobody, lapsed = new(hold.Response), new(hold.Response)
 
 func newChecking(c *Checker) *checking {
 	g := c.Stapler.start()
@@ -84,8 +87,10 @@ func newChecking(c *Checker) *checking {
 		requireStaple: c.RequireStaple,
 		leafOnly:      c.LeafOnly,
 		timeout:       c.Timeout,
-		maxAge:        max(c.MaxResponseAge.Microseconds(), 0),
 		gone:          new(atomic.Bool),
+	}
+	if c.MaxResponseAge > 0 {
+		k.maxAge = max(c.MaxResponseAge.Microseconds(), 1)
 	}
 	if k.timeout <= 0 {
 		k.timeout = defaultCheckTimeout
@@ -102,17 +107,10 @@ func newChecking(c *Checker) *checking {
 
 // meet returns what is known of a peer's certificate, which is remembered from now on.
 func (p *peers) meet(cert, issuer *x509.Certificate) *entry {
-	now := time.Now()
-	s, _ := p.table.Find(cert.Raw, nil, now)
-	if s == nil {
-		var out *Certificate
-		if s, out = p.table.Put(cert.Raw, p.remember(cert, issuer), nil, now); out != nil && out != s.Handle {
-			p.engine.mu.Lock()
-			p.drop(out)
-			p.engine.mu.Unlock()
-		}
+	if s := p.table.Recall(cert.Raw, time.Now()); s != nil {
+		return s.Handle.entry()
 	}
-	return s.Handle.entry()
+	return p.remember(cert, issuer)
 }
 
 // visited notes that a peer has come.
@@ -125,9 +123,21 @@ func (k *checking) visited(e *entry) {
 	}
 }
 
+// own returns a copy of a certificate, since one that crypto/tls has read keeps all alive that its peer has sent.
+func own(cert *x509.Certificate) *x509.Certificate {
+	if c, err := x509.ParseCertificate(bytes.Clone(cert.Raw)); err == nil {
+		return c
+	}
+	return cert // it cannot be: it was parsed before
+}
+
 // remember makes a certificate that of a peer.
-func (p *peers) remember(cert, issuer *x509.Certificate) *Certificate {
+func (p *peers) remember(cert, issuer *x509.Certificate) *entry {
 	g := p.engine
+	cert = own(cert)
+	if c, err := issuers.Intern(bytes.Clone(issuer.Raw)); err == nil {
+		issuer = c
+	}
 	key := keyOf(cert)
 	at, unusable := sources(g.fetcher, cert)
 	_, byURL := g.fetcher.(*HTTPFetcher)
@@ -146,6 +156,11 @@ func (p *peers) remember(cert, issuer *x509.Certificate) *Certificate {
 		e.issuer = issuer
 		e.issuerKnown.Store(true)
 		g.found(e, at)
+		if errors.Is(e.err, ErrNoIssuer) {
+			e.final, e.ended = false, 0
+			g.schedule.Start(&e.item, g.driver.now())
+			g.driver.run()
+		}
 	}
 	if e.peer == nil {
 		e.peer = new(Certificate)
@@ -160,9 +175,13 @@ func (p *peers) remember(cert, issuer *x509.Certificate) *Certificate {
 				e.rest(ErrNoResponder)
 			}
 		}
+		_, out := p.table.Put(e.leaf.Raw, e.peer, nil, time.Now())
+		if out != nil {
+			p.drop(out)
+		}
 		p.show(e)
 	}
-	return e.peer
+	return e
 }
 
 // dress makes c, a peer's handle that is to be given to somebody, show its certificate, with engine.mu held.
@@ -191,6 +210,9 @@ func (p *peers) stir(e *entry, wake bool, maxAge int64) {
 		}
 	}
 	if wake {
+		if e.failures > 0 {
+			e.asking.Store(false) // what is held will do, since nobody answers
+		}
 		g.schedule.Wake(&e.item, now)
 	}
 	g.driver.run()
@@ -222,7 +244,22 @@ func (k *checking) ask(e *entry) (target uint32, wait bool) {
 	e.asking.Store(true)
 	g.schedule.Start(&e.item, now)
 	g.driver.run()
-	return target, e.rounds < target
+	if wait = e.rounds < target; wait {
+		e.callers++
+	}
+	return target, wait
+}
+
+// left says that somebody waits no longer. What nobody waits for leaves the queue, where others stand behind it.
+func (p *peers) left(open []question) {
+	g := p.engine
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, o := range open {
+		if o.callers--; o.callers == 0 && o.known.Held() == nil && g.schedule.Leave(&o.item, g.driver.now()) {
+			o.asking.Store(false)
+		}
+	}
 }
 
 // saveSoon stores what is held for e, which came with it, in the background, with engine.mu held.
@@ -239,17 +276,38 @@ func (p *peers) saveSoon(e *entry) {
 		defer g.wg.Done()
 		g.mu.Lock()
 		defer g.mu.Unlock()
+		defer func() { p.unsaved = nil }() // what is left is stored after its next round, if the Cache ends the goroutine
 		for len(p.unsaved) > 0 {
 			e := p.unsaved[0]
 			g.mu.Unlock()
 			func() {
-				defer g.mu.Lock() // also if the Cache ends the goroutine
+				defer g.mu.Lock()
+				p.recall(e) // another process may know better
 				g.storage.save(e)
 			}()
 			p.unsaved = p.unsaved[1:]
 		}
-		p.unsaved = nil
 	}()
+}
+
+// recall adopts what the cache has about e, if that is newer.
+func (p *peers) recall(e *entry) {
+	g := p.engine
+	if g.storage.cache == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(g.ctx, defaultCheckTimeout)
+	defer cancel()
+	found, err := g.storage.load(ctx, e, e.issuer)
+	if ctx.Err() == nil {
+		g.storage.report(reading, err)
+	}
+	if found == nil {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	e.adopt(found, true)
 }
 
 // countRefused counts a connection with a certificate of this issuer.
@@ -281,10 +339,13 @@ func (p *peers) show(e *entry) {
 		return
 	}
 	r := e.known.Held()
-	if r == nil && e.final && errors.Is(e.err, ErrNoResponder) || r != nil && !r.Revoked && e.final && !r.Current(wall.Micro()) {
-		r = nobody
+	if e.final && errors.Is(e.err, ErrNoResponder) && (r == nil || !r.Revoked && !r.Current(wall.Micro())) {
+		if r = nobody; errors.Is(e.err, errExpired) {
+			r = lapsed
+		}
 	}
 	e.answer.Store(r)
+	delete(p.over, e)
 	p.table.Stay(e.key, r != nil && r.Revoked)
 }
 
@@ -296,6 +357,8 @@ func (p *peers) drop(c *Certificate) {
 	}
 	c.removed = true
 	e.peer = nil
+	e.maxAge.Store(0)
+	delete(p.over, e)
 	p.table.Remove(e.key, c)
 	if len(e.handles) == 0 {
 		p.engine.leave(e)
@@ -307,11 +370,25 @@ func (p *peers) forget() {
 	for _, c := range p.table.Forget(time.Now()) {
 		p.drop(c)
 	}
+	for e, since := range p.over {
+		if time.Since(since) >= seen.Span && wall.Now().After(e.leaf.NotAfter) {
+			p.engine.storage.outlived(e)
+			p.drop(e.peer)
+		}
+	}
 }
 
-// expired forgets a peer whose certificate has expired, with engine.mu held.
+// expired forgets a peer whose certificate has expired, with engine.mu held; one that is revoked a day later, since the
+// clock may be wrong.
 func (p *peers) expired(e *entry) {
-	if e.peer != nil && len(e.handles) == 0 {
+	switch {
+	case e.peer == nil || len(e.handles) > 0:
+	case e.known.Revoked():
+		if p.over == nil {
+			p.over = make(map[*entry]time.Time)
+		}
+		p.over[e] = time.Now()
+	default:
 		p.drop(e.peer)
 	}
 }

@@ -181,3 +181,17 @@ func (s *Schedule) nextPeer() (*Item, *node) {
 func (h *node) mayCall(share int32) bool {
 	return h.inFlight < share && h.visitors.calls < max(share/2, 1)
 }
+
+// Leave says that nobody waits for a peer any more, about which nothing is held, and reports whether it waited for its turn. It
+// sleeps from then on.
+func (s *Schedule) Leave(it *Item, now time.Time) bool {
+	s.tree.now = wall.MicroOf(now)
+	if it.queued != inPeers {
+		return false
+	}
+	s.withdraw(it)
+	it.seen.Store(asleep)
+	it.state, it.dormant = Idle, true
+	s.watch(it)
+	return true
+}

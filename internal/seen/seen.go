@@ -12,7 +12,7 @@
 //	}
 //
 // At most [Most] certificates are remembered, and the one that was seen least recently
-// makes room, but for those that are to stay (see Stay); at most [MostNew] new ones are admitted in any second; and one that no
+// makes room, before those that are to stay (see Stay); at most [MostNew] new ones are admitted in any second; and one that no
 // handshake has brought for [Span] is due to be forgotten, see Forget. An [Owner] stands
 // for one configuration: what only owners have returned that are gone is forgotten too, see
 // Disown and [Released].
@@ -154,6 +154,19 @@ func (t *Table[T]) Find(leaf []byte, o *Owner, now time.Time) (s *Sighting[T], c
 	return s, true
 }
 
+// Recall is Find for certificates that lie elsewhere each time: what is kept of them is the leaf that Put was given, and
+// nothing else leads to what came with this one.
+func (t *Table[T]) Recall(leaf []byte, now time.Time) *Sighting[T] {
+	key := sha256.Sum256(leaf)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	el := t.byHash[key]
+	if el == nil {
+		return nil
+	}
+	return t.touch(el, nil, now)
+}
+
 // Admit reports whether there is room for a new certificate now, and takes it.
 func (t *Table[T]) Admit(now time.Time) bool {
 	t.mu.Lock()
@@ -186,7 +199,11 @@ func (t *Table[T]) Put(leaf []byte, handle *T, o *Owner, now time.Time) (s *Sigh
 	t.byDER[identityOf(leaf)] = el
 	s = t.touch(el, o, now)
 	if t.recent.Len()+t.staying.Len() > Most {
-		out = t.remove(t.recent.Back()).Handle
+		last := t.recent.Back()
+		if t.recent.Len() == 1 { // the new one, and no others but such as stay
+			last = t.staying.Back()
+		}
+		out = t.remove(last).Handle
 	}
 	return s, out
 }
