@@ -1,9 +1,9 @@
-// Package clients has two tests. One runs the clients that people really use against servers that staple,
+// Package clients has tests only. One runs the clients that people really use against servers that staple,
 // and says in a table what each was told and what it answered:
 //
 //	go test -v -run TestClients
 //
-// The other one gives them client certificates, for servers that have a Checker, and says what they show of being
+// Another one gives them client certificates, for servers that have a Checker, and says what they show of being
 // refused since the certificate is revoked:
 //
 //	go test -v -run TestRefused

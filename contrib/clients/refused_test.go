@@ -234,6 +234,36 @@ func TestUnanswered(t *testing.T) {
 	require.Contains(t, shown[0], "remote error: tls: bad certificate")
 }
 
+// TestForbidden has the handler refuse, with a page that says why.
+func TestForbidden(t *testing.T) {
+	g := newGuard(t)
+	stapler := &staple.Stapler{Fetcher: &staple.HTTPFetcher{Client: g.responder.Client()}, Logger: slog.New(slog.DiscardHandler)}
+	defer stapler.Close()
+	checker := &staple.Checker{Stapler: stapler}
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := checker.Check(r.Context(), r.TLS.VerifiedChains[0]); err != nil {
+			http.Error(w, "Your certificate is not accepted: "+err.Error(), http.StatusForbidden)
+			return
+		}
+		fmt.Fprint(w, served)
+	}))
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{g.ca.Leaf(stapletest.LeafOptions{})}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: g.ca.Roots()}
+	s.StartTLS()
+	defer s.Close()
+	for _, revoked := range []bool{false, true} {
+		id := g.identity(t, "forbidden", revoked)
+		transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: g.ca.Roots(), Certificates: []tls.Certificate{id.cert}}}
+		resp, err := (&http.Client{Transport: transport}).Get(s.URL)
+		require.NoError(t, err)
+		text, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		resp.Body.Close()
+		transport.CloseIdleConnections()
+		require.Equal(t, revoked, resp.StatusCode == http.StatusForbidden)
+		require.Equal(t, revoked, strings.Contains(string(text), staple.ErrRevoked.Error()), "%s", text)
+	}
+}
+
 // said returns what the Checker said of somebody who came to a gate.
 func (g *guard) said(t *testing.T, id identity, gate *gate) []error {
 	g.mu.Lock()
