@@ -186,19 +186,21 @@ func start(t *testing.T, home, program string, args ...string) string {
 	}
 }
 
-// trust makes an NSS database in dir that trusts the roots.
-func trust(t *testing.T, dir string, roots []string) {
-	certutil := peer.Need(t, "certutil")
+// trust makes an NSS database in dir that trusts the roots, and has the certificates and keys of files in PKCS #12.
+func trust(t *testing.T, dir string, roots []string, own ...string) {
 	require.NoError(t, os.MkdirAll(dir, 0o700))
-	run := func(args ...string) {
+	run := func(program string, args ...string) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		out, err := exec.CommandContext(ctx, certutil, append(args, "-d", "sql:"+dir)...).CombinedOutput()
+		out, err := exec.CommandContext(ctx, peer.Need(t, program), append(args, "-d", "sql:"+dir)...).CombinedOutput()
 		require.NoError(t, err, "%s", out)
 	}
-	run("-N", "--empty-password")
+	run("certutil", "-N", "--empty-password")
 	for _, root := range roots {
-		run("-A", "-n", filepath.Base(root), "-t", "C,,", "-i", root)
+		run("certutil", "-A", "-n", filepath.Base(root), "-t", "C,,", "-i", root)
+	}
+	for _, p12 := range own {
+		run("pk12util", "-i", p12, "-W", password)
 	}
 }
 
@@ -225,7 +227,12 @@ user_pref("network.connectivity-service.enabled", false);
 user_pref("network.dns.disablePrefetch", true);
 user_pref("network.trr.mode", 5);
 user_pref("datareporting.policy.dataSubmissionEnabled", false);
+user_pref("security.default_personal_cert", "Select Automatically");
 `
+
+// chromiumPrefs have Chromium take the client certificate that it has, where it would ask its user.
+const chromiumPrefs = `{"profile": {"content_settings": {"exceptions": {"auto_select_certificate": {
+	"https://localhost,*": {"setting": {"filters": [{}]}}}}}}}`
 
 // firefoxPage is the text of a page, when it is there; of an error page when it tells the reason, which
 // some do behind a button. Error pages come after the navigation has failed.
@@ -238,93 +245,119 @@ const firefoxPage = `(() => {
 	return "";
 })()`
 
+var firefoxReason = regexp.MustCompile(`\b(SEC|SSL|MOZILLA_PKIX)_ERROR_\w+`)
+
 func runFirefox(t *testing.T, l *lab) (version string, cells []string) {
+	version, load := openFirefox(t, l.roots)
+	for _, server := range l.servers {
+		text, err := load(server.url(), server.slug())
+		cells = append(cells, judge(server.text(), text, err, firefoxReason))
+	}
+	return version, cells
+}
+
+// openFirefox starts Firefox, with the client certificates of the files own. What it shows of a URL, load returns, and the
+// error of the navigation; a screenshot is kept under that name.
+func openFirefox(t *testing.T, roots []string, own ...string) (version string, load func(url, name string) (text string, err error)) {
 	program := peer.Need(t, "firefox-esr")
 	home := t.TempDir()
 	profile := filepath.Join(home, "profile")
-	trust(t, profile, l.roots)
+	trust(t, profile, roots, own...)
 	require.NoError(t, os.WriteFile(filepath.Join(profile, "user.js"), []byte(firefoxPrefs), 0o600))
 
 	address := start(t, home, program, "--headless", "--no-remote", "--profile", profile, "--remote-debugging-port", "0", "about:blank")
 	r, err := dial(address + "/session")
 	require.NoError(t, err)
-	defer r.conn.Close()
+	t.Cleanup(func() { r.conn.Close() })
 	var session struct {
 		Capabilities struct{ BrowserVersion string }
 	}
 	require.NoError(t, r.call("session.new", map[string]any{"capabilities": map[string]any{}}, &session))
-	reason := regexp.MustCompile(`\b(SEC|SSL|MOZILLA_PKIX)_ERROR_\w+`)
-	for _, server := range l.servers {
+	return session.Capabilities.BrowserVersion, func(url, name string) (string, error) {
 		var tab struct{ Context string }
 		require.NoError(t, r.call("browsingContext.create", map[string]any{"type": "tab"}, &tab))
-		err := r.call("browsingContext.navigate", map[string]any{"context": tab.Context, "url": server.url(), "wait": "complete"}, nil)
+		err := r.call("browsingContext.navigate", map[string]any{"context": tab.Context, "url": url, "wait": "complete"}, nil)
+		wait := 2 * time.Minute
+		if err != nil && strings.Contains(err.Error(), "NS_ERROR_ABORT") {
+			wait = 5 * time.Second // the page stays blank
+		}
 		var page struct{ Result struct{ Value string } }
-		for end := time.Now().Add(2 * time.Minute); page.Result.Value == "" && time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		for end := time.Now().Add(wait); page.Result.Value == "" && time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 			_ = r.call("script.evaluate", map[string]any{"expression": firefoxPage,
 				"target": map[string]any{"context": tab.Context}, "awaitPromise": false}, &page)
 		}
 		var screenshot struct{ Data []byte }
 		require.NoError(t, r.call("browsingContext.captureScreenshot", map[string]any{"context": tab.Context}, &screenshot))
-		keep(t, "firefox-"+server.slug(), screenshot.Data)
+		keep(t, "firefox-"+name, screenshot.Data)
 		require.NoError(t, r.call("browsingContext.close", map[string]any{"context": tab.Context}, nil))
-		cells = append(cells, judge(server, page.Result.Value, err, reason))
+		return page.Result.Value, err
 	}
-	return session.Capabilities.BrowserVersion, cells
 }
 
+var chromiumReason = regexp.MustCompile(`net::\w+`)
+
 func runChromium(t *testing.T, l *lab) (version string, cells []string) {
+	version, load := openChromium(t, l.roots)
+	for _, server := range l.servers {
+		text, err := load(server.url(), server.slug())
+		cells = append(cells, judge(server.text(), text, err, chromiumReason))
+	}
+	return version, cells
+}
+
+// openChromium is like openFirefox.
+func openChromium(t *testing.T, roots []string, own ...string) (version string, load func(url, name string) (text string, err error)) {
 	program := peer.Need(t, "chromium")
 	home := t.TempDir()
-	trust(t, filepath.Join(home, ".pki", "nssdb"), l.roots)
+	trust(t, filepath.Join(home, ".pki", "nssdb"), roots, own...)
+	profile := filepath.Join(home, "profile")
+	require.NoError(t, os.MkdirAll(filepath.Join(profile, "Default"), 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(profile, "Default", "Preferences"), []byte(chromiumPrefs), 0o600))
 
 	address := start(t, home, program, "--headless", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run",
 		"--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-proxy-server",
 		"--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost",
-		"--remote-debugging-port=0", "--user-data-dir="+filepath.Join(home, "profile"), "about:blank")
+		"--remote-debugging-port=0", "--user-data-dir="+profile, "about:blank")
 	r, err := dial(address)
 	require.NoError(t, err)
-	defer r.conn.Close()
+	t.Cleanup(func() { r.conn.Close() })
 	var browser struct{ Product string }
 	require.NoError(t, r.call("Browser.getVersion", nil, &browser))
 	pages, _, ok := strings.Cut(address, "/browser/")
 	require.True(t, ok, address)
-	reason := regexp.MustCompile(`net::\w+`)
-	for _, server := range l.servers {
-		cells = append(cells, func() string {
-			var target struct{ TargetID string }
-			require.NoError(t, r.call("Target.createTarget", map[string]any{"url": "about:blank"}, &target))
-			page, err := dial(pages + "/page/" + target.TargetID)
-			require.NoError(t, err)
-			defer page.conn.Close()
-			var navigated struct{ ErrorText string }
-			require.NoError(t, page.call("Page.navigate", map[string]any{"url": server.url()}, &navigated))
-			if navigated.ErrorText != "" {
-				err = fmt.Errorf("%s", navigated.ErrorText)
-			}
-			var shown struct{ Result struct{ Value string } }
-			for end := time.Now().Add(time.Minute); shown.Result.Value == ""; time.Sleep(50 * time.Millisecond) {
-				require.True(t, time.Now().Before(end), "nothing is shown")
-				require.NoError(t, page.call("Runtime.evaluate", map[string]any{"expression": "location.href != 'about:blank' && " +
-					"document.readyState == 'complete' ? document.body.innerText : ''"}, &shown))
-			}
-			var screenshot struct{ Data []byte }
-			require.NoError(t, page.call("Page.captureScreenshot", nil, &screenshot))
-			keep(t, "chromium-"+server.slug(), screenshot.Data)
-			return judge(server, shown.Result.Value, err, reason)
-		}())
-	}
 	_, version, _ = strings.Cut(browser.Product, "/")
-	return version, cells
+	return version, func(url, name string) (string, error) {
+		var target struct{ TargetID string }
+		require.NoError(t, r.call("Target.createTarget", map[string]any{"url": "about:blank"}, &target))
+		page, err := dial(pages + "/page/" + target.TargetID)
+		require.NoError(t, err)
+		defer page.conn.Close()
+		var navigated struct{ ErrorText string }
+		require.NoError(t, page.call("Page.navigate", map[string]any{"url": url}, &navigated))
+		if navigated.ErrorText != "" {
+			err = fmt.Errorf("%s", navigated.ErrorText)
+		}
+		var shown struct{ Result struct{ Value string } }
+		for end := time.Now().Add(time.Minute); shown.Result.Value == ""; time.Sleep(50 * time.Millisecond) {
+			require.True(t, time.Now().Before(end), "nothing is shown")
+			require.NoError(t, page.call("Runtime.evaluate", map[string]any{"expression": "location.href != 'about:blank' && " +
+				"document.readyState == 'complete' ? document.body.innerText : ''"}, &shown))
+		}
+		var screenshot struct{ Data []byte }
+		require.NoError(t, page.call("Page.captureScreenshot", nil, &screenshot))
+		keep(t, "chromium-"+name, screenshot.Data)
+		return shown.Result.Value, err
+	}
 }
 
 // judge says what a browser did.
-func judge(server *server, text string, err error, reason *regexp.Regexp) string {
+func judge(served, text string, err error, reason *regexp.Regexp) string {
 	switch {
 	case err != nil && reason.MatchString(err.Error()):
 		return "refused: " + reason.FindString(err.Error())
 	case err != nil:
 		return "refused: " + err.Error()
-	case text != server.text():
+	case text != served:
 		return "shows " + text
 	default:
 		return "loads"

@@ -201,10 +201,22 @@ func environment(home string) []string {
 // run returns what a program prints. The error is that of its exit status.
 func run(t *testing.T, program string, args ...string) (string, error) {
 	t.Helper()
+	return runWith(t, "", program, args...)
+}
+
+// runWith has the program read input, and no end of it.
+func runWith(t *testing.T, input, program string, args ...string) (string, error) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = environment(t.TempDir())
+	if input != "" {
+		in, err := cmd.StdinPipe()
+		require.NoError(t, err)
+		_, err = io.WriteString(in, input)
+		require.NoError(t, err)
+	}
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, ctx.Err(), "%s %s\n%s", program, strings.Join(args, " "), out)
 	return string(out), err
