@@ -129,7 +129,7 @@ func TestKeyboardInChromium(t *testing.T) {
 		}
 		var want []string
 		want = append(want, "A All 9")
-		for s := range states {
+		for s := range states(false) {
 			want = append(want, "A "+s.Label()+" 1")
 		}
 		want = append(want, "INPUT q", "BUTTON Search", "A pay.example.com", "A new.example.com")

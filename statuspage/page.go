@@ -1,11 +1,13 @@
 package statuspage
 
 import (
+	"cmp"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/hex"
 	"errors"
 	"html/template"
+	"slices"
 	"time"
 
 	"github.com/go-staple/staple"
@@ -153,7 +155,11 @@ func (c *certificate) Pause() label {
 func (c *certificate) LongPause() string { return errorText(c.PauseErr, 4000).Text }
 
 func (c *certificate) NoResponder() bool { return errors.Is(c.Err, staple.ErrNoResponder) }
-func (c *certificate) Retrying() bool    { return c.Failures > 0 || !c.Stapled && !c.Revoked }
+func (c *certificate) Retrying() bool {
+	return c.Failures > 0 || !c.Stapled && !c.Revoked && c.State.State != staple.StateAnswered
+}
+
+func (c *certificate) Meaning() string { return c.State.Meaning(c.Peer) }
 
 func (f failure) Title() string { return f.Status }
 
@@ -178,32 +184,59 @@ func (l *list) Per() int {
 	return l.per
 }
 
-func (l *list) Title() string {
-	if n := l.Attention(); n > 0 {
-		return "(" + thousands(n) + ") OCSP staples"
+// OfPeers tells whether it is a list of peers.
+func (l *list) OfPeers() bool { return l.ofPeers }
+
+func (l *list) Heading() string {
+	if l.ofPeers {
+		return "OCSP answers about peers"
 	}
 	return "OCSP staples"
 }
 
-// Attention returns how many certificates need attention.
+func (l *list) Title() string {
+	if n := l.Attention(); n > 0 {
+		return "(" + thousands(n) + ") " + l.Heading()
+	}
+	return l.Heading()
+}
+
+// Noun is what n of what is listed are called.
+func (l *list) Noun(n int) string {
+	noun := "certificate"
+	if l.ofPeers {
+		noun = "peer"
+	}
+	if n != 1 {
+		noun += "s"
+	}
+	return noun
+}
+
+// Attention returns how many certificates need attention. Of peers these are those that nobody answers about: one that is
+// revoked is refused, as it should be.
 func (l *list) Attention() int {
+	if l.ofPeers {
+		return l.states[staple.StateUnanswered]
+	}
 	n := 0
-	for _, count := range l.counts[:staple.StateWaiting] {
+	for _, count := range l.states[:staple.StateWaiting] {
 		n += count
 	}
 	return n
 }
 
 func (l *list) Summary() string {
-	certificates := "certificates"
-	if l.Total == 1 {
-		certificates = "certificate"
-	}
+	certificates := l.Noun(l.Total)
 	switch n := l.Attention(); {
+	case l.Total == 0 && l.ofPeers:
+		return "No peer is remembered."
 	case l.Total == 0:
 		return "There are no certificates yet."
 	case n == 0:
 		return "Nothing needs attention: " + thousands(l.Total) + " " + certificates + "."
+	case l.ofPeers:
+		return "Nobody answers about " + thousands(n) + " of " + thousands(l.Total) + " " + certificates + "."
 	case n == 1:
 		return "1 of " + thousands(l.Total) + " " + certificates + " needs attention."
 	default:
@@ -222,14 +255,52 @@ type chip struct {
 // Chips are those of the states that some certificate is in.
 func (l *list) Chips() []chip {
 	chips := []chip{{All: true, Current: !l.filtered, Count: l.Total, Link: l.in(state{}, false).link(1)}}
-	for s := range states {
+	for s := range states(l.ofPeers) {
 		current := l.filtered && l.state == s
-		if l.counts[s.State] > 0 || current {
-			chips = append(chips, chip{State: s, Current: current, Count: l.counts[s.State], Link: l.in(s, true).link(1)})
+		if l.states[s.State] > 0 || current {
+			chips = append(chips, chip{State: s, Current: current, Count: l.states[s.State], Link: l.in(s, true).link(1)})
 		}
 	}
 	return chips
 }
+
+// PeerChips are links to the peers in each state that some are in, on the page of what is served.
+func (l *list) PeerChips() []chip {
+	if l.ofPeers || len(l.cas) == 0 {
+		return nil
+	}
+	peers := list{query: query{ofPeers: true, page: 1, per: l.per}, counts: l.peers}
+	chips := peers.Chips()
+	chips[0].Current = false
+	return chips
+}
+
+// A ca is what is shown of one.
+type ca struct{ staple.CheckStats }
+
+func (c ca) Name() label { return newLabel(c.CA, 80) }
+
+// Average is how long those that waited did.
+func (c ca) Average() time.Duration {
+	return (c.Waiting / time.Duration(max(c.Waited, 1))).Round(time.Millisecond)
+}
+
+const maxCAs = 20
+
+// CAs are those of peers about which nobody answered most often.
+func (l *list) CAs() []ca {
+	var all []ca
+	for _, c := range l.cas {
+		all = append(all, ca{c})
+	}
+	slices.SortStableFunc(all, func(a, b ca) int {
+		return cmp.Compare(b.Unanswered+b.PassedUnanswered, a.Unanswered+a.PassedUnanswered)
+	})
+	return all[:min(len(all), maxCAs)]
+}
+
+// MoreCAs is how many others there are.
+func (l *list) MoreCAs() int { return max(len(l.cas)-maxCAs, 0) }
 
 func (l *list) Certificates() []*certificate {
 	all := make([]*certificate, len(l.rows))
@@ -252,6 +323,9 @@ func (l *list) to(page int, exists bool) string {
 	}
 	return l.link(page)
 }
+
+// AllLink is to all of what is listed.
+func (l *list) AllLink() string { return query{ofPeers: l.ofPeers, per: defaultPer}.link(1) }
 
 func (l *list) JSONLink() string {
 	link := l.link(l.page)

@@ -11,6 +11,7 @@ import (
 
 // A query is what an address asks for.
 type query struct {
+	ofPeers   bool   // in place of the certificates that are served
 	words     string // as typed
 	state     state
 	filtered  bool // by state
@@ -26,12 +27,19 @@ func parseQuery(raw string) (query, error) {
 	if err != nil {
 		return q, errors.New("the query cannot be read")
 	}
+	switch s := v.Get("list"); s {
+	case "":
+	case "peers":
+		q.ofPeers = true
+	default:
+		return q, errors.New("list is peers")
+	}
 	q.words = strings.TrimSpace(v.Get("q"))
 	if utf8.RuneCountInString(q.words) > maxQuery || !utf8.ValidString(q.words) {
 		return q, fmt.Errorf("q is text of %d characters at most", maxQuery)
 	}
 	if s := v.Get("state"); s != "" {
-		if q.state, q.filtered = stateNamed(s); !q.filtered {
+		if q.state, q.filtered = stateNamed(s, q.ofPeers); !q.filtered {
 			return q, errors.New("there is no such state")
 		}
 	}
@@ -72,6 +80,9 @@ func isSHA256(s string) bool {
 // link returns the relative address of the list that q asks for, at another page.
 func (q query) link(page int) string {
 	v := url.Values{}
+	if q.ofPeers {
+		v.Set("list", "peers")
+	}
 	if q.words != "" {
 		v.Set("q", q.words)
 	}
