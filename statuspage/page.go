@@ -159,6 +159,11 @@ func (c *certificate) Retrying() bool {
 	return c.Failures > 0 || !c.Stapled && !c.Revoked && c.State.State != staple.StateAnswered
 }
 
+// Asleep tells of a peer that it is asked about when it comes next.
+func (c *certificate) Asleep() bool {
+	return c.Peer && c.NextRefresh.IsZero() && !c.NoResponder() && c.State.State != staple.StateExpired
+}
+
 func (c *certificate) Meaning() string { return c.State.Meaning(c.Peer) }
 
 func (f failure) Title() string { return f.Status }

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -214,6 +215,31 @@ func TestSearchFilterAndPagesOfPeers(t *testing.T) {
 		r, _ := get(t, h, "/?"+wrong)
 		require.Equal(t, http.StatusBadRequest, r.StatusCode, wrong)
 	}
+}
+
+func TestAPeerThatDoesNotComeIsNotAskedAbout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		h := &Handler{Stapler: w.stapler}
+		checker := &staple.Checker{Stapler: w.stapler, LeafOnly: true}
+		require.NoError(t, w.meet(checker, staplesOf("a.client"), stapletest.Answer{Age: 72 * time.Hour}))
+		for _, step := range []struct {
+			in           time.Duration
+			list, detail string
+		}{
+			{0, `next refresh <time [^>]*>in \d+ h`, `<dt>Next attempt</dt><dd><time`},
+			{23 * time.Hour, "asked when it comes again", "<dt>Next attempt</dt><dd>when it comes again</dd>"},
+		} {
+			time.Sleep(step.in)
+			synctest.Wait()
+			l := peersOf(t, h, "")
+			require.Equal(t, "answered", l.Peers[0].State)
+			_, body := get(t, h, "/?list=peers")
+			require.Regexp(t, step.list, body)
+			_, body = get(t, h, "/?cert="+l.Peers[0].ID)
+			require.Regexp(t, step.detail, body)
+		}
+	})
 }
 
 func TestDetailOfAPeer(t *testing.T) {
