@@ -824,7 +824,7 @@ func FuzzQuery(f *testing.F) {
 	c := w.add(staplesOf("a.example"), good24)
 	w.settle()
 	h := &Handler{Stapler: w.stapler}
-	for _, seed := range []string{"", "q=a&state=stapled&page=2&per=3", "cert=" + idOf(c) + "&format=json", "format=der", "q=%22%3E%3Cscript%3E", "q=00:5a", "asked=pending&cert=" + idOf(c)} {
+	for _, seed := range []string{"", "q=a&state=stapled&page=2&per=3", "cert=" + idOf(c) + "&format=json", "format=der", "q=%22%3E%3Cscript%3E", "q=00:5a", "list=peers&state=answered&q=a", "asked=pending&cert=" + idOf(c)} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, raw string) {
@@ -841,7 +841,7 @@ func FuzzQuery(f *testing.F) {
 		if err != nil || q.cert != "" {
 			return
 		}
-		again, err := parseQuery(strings.TrimPrefix(q.link(q.page), "?"))
+		again, err := parseQuery(strings.TrimPrefix(q.link(q.Page), "?"))
 		q.format, q.asked = "", ""
 		if err != nil || again != q {
 			t.Fatalf("%+v became %+v, %v", q, again, err)

@@ -127,15 +127,15 @@ func (l *list) json() any {
 		cas = append(cas, CA{c.CA, c.Passed, c.Refused, c.Unanswered, c.PassedUnanswered, c.Waited, c.Waiting.Seconds()})
 	}
 	peers := PeerCounts{l.peers.Total, l.peers.json(true)}
-	if l.ofPeers {
-		return PeerList{seconds(l.now), peers, l.matching, l.page, l.Pages(), certificates, cas}
+	if l.OfPeers {
+		return PeerList{seconds(l.now), peers, l.Matching, l.Page, l.Pages(), certificates, cas}
 	}
 	return List{
 		Time:         seconds(l.now),
 		Total:        l.Total,
 		States:       l.counts.json(false),
-		Matching:     l.matching,
-		Page:         l.page,
+		Matching:     l.Matching,
+		Page:         l.Page,
 		Pages:        l.Pages(),
 		Certificates: certificates,
 		Peers:        peers,

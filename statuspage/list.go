@@ -89,7 +89,7 @@ type list struct {
 	query
 	now time.Time
 	counts
-	matching int
+	Matching int
 	rows     []row // of this page
 	cas      []staple.CheckStats
 	peers    counts
@@ -99,7 +99,7 @@ type list struct {
 func (h *Handler) list(q query, now time.Time) *list {
 	l := &list{query: q, now: now, cas: h.Stapler.CheckStats()}
 	handles := h.Stapler.Certificates()
-	if q.ofPeers {
+	if q.OfPeers {
 		handles = h.Stapler.Peers()
 	} else if len(l.cas) > 0 {
 		for c := range h.Stapler.Peers() {
@@ -111,10 +111,10 @@ func (h *Handler) list(q query, now time.Time) *list {
 	certificates := slices.Collect(handles)
 	seen := make(map[*x509.Certificate]int32, len(certificates)) // the Status of all handles to a leaf has the same Leaf
 	rows := make([]row, 0, len(certificates))
-	m := newMatcher(q.words)
+	m := newMatcher(q.Words)
 	for _, c := range certificates {
 		st := c.Status()
-		if st.Peer != q.ofPeers {
+		if st.Peer != q.OfPeers {
 			continue // a peer that is served as well, or what was removed since
 		}
 		if i, ok := seen[st.Leaf]; ok {
@@ -125,7 +125,7 @@ func (h *Handler) list(q query, now time.Time) *list {
 		}
 		s := state{st.State}
 		l.add(st.State)
-		if q.filtered && s != q.state || !m.matches(&st, s) {
+		if q.Filtered && s != q.state || !m.matches(&st, s) {
 			seen[st.Leaf] = -1
 			continue
 		}
@@ -135,11 +135,11 @@ func (h *Handler) list(q query, now time.Time) *list {
 	slices.SortFunc(rows, func(a, b row) int {
 		return cmp.Or(cmp.Compare(a.state.State, b.state.State), cmp.Compare(a.end, b.end), cmp.Compare(a.order, b.order))
 	})
-	if q.ofPeers {
+	if q.OfPeers {
 		l.peers = l.counts
 	}
-	l.matching = len(rows)
-	first := min((q.page-1)*q.per, len(rows))
+	l.Matching = len(rows)
+	first := min((q.Page-1)*q.per, len(rows))
 	l.rows = rows[first:min(first+q.per, len(rows))]
 	return l
 }

@@ -142,17 +142,15 @@ func (c *certificate) NotAfter() moment  { return c.At(c.Leaf.NotAfter) }
 
 func (c *certificate) Bar() *bar { return newBar(c.ThisUpdate, c.Expires, c.NextRefresh, c.now) }
 
-func (c *certificate) Error() label      { return errorText(c.Err, 240) }
-func (c *certificate) LongError() string { return errorText(c.Err, 4000).Text }
+func (c *certificate) Error(limit int) label { return errorText(c.Err, limit) }
 
 // Pause is why others keep it waiting, if that is not what its own last attempt failed for.
-func (c *certificate) Pause() label {
+func (c *certificate) Pause(limit int) label {
 	if c.Err != nil && errors.Is(c.Err, c.PauseErr) {
 		return label{}
 	}
-	return errorText(c.PauseErr, 240)
+	return errorText(c.PauseErr, limit)
 }
-func (c *certificate) LongPause() string { return errorText(c.PauseErr, 4000).Text }
 
 func (c *certificate) NoResponder() bool { return errors.Is(c.Err, staple.ErrNoResponder) }
 func (c *certificate) Retrying() bool {
@@ -164,22 +162,16 @@ func (c *certificate) Asleep() bool {
 	return c.Peer && c.NextRefresh.IsZero() && !c.NoResponder() && c.State.State != staple.StateExpired
 }
 
-func (c *certificate) Meaning() string { return c.State.Meaning(c.Peer) }
-
 func (f failure) Title() string { return f.Status }
 
 func (d *detail) Title() string { return d.Name().Text }
 func (d *detail) Asked() string { return d.asked }
 
 func (l *list) Time() moment       { return moment{l.now, l.now} }
-func (l *list) Words() string      { return l.words }
-func (l *list) WordsLabel() string { return visible(l.words, 80) }
-func (l *list) Filtered() bool     { return l.filtered }
+func (l *list) WordsLabel() string { return visible(l.Words, 80) }
 func (l *list) Filter() state      { return l.state }
-func (l *list) Narrowed() bool     { return l.words != "" || l.filtered }
-func (l *list) Matching() int      { return l.matching }
-func (l *list) Page() int          { return l.page }
-func (l *list) Pages() int         { return max((l.matching+l.per-1)/l.per, 1) }
+func (l *list) Narrowed() bool     { return l.Words != "" || l.Filtered }
+func (l *list) Pages() int         { return max((l.Matching+l.per-1)/l.per, 1) }
 
 // Per is how many are asked for on a page, if not as many as usual.
 func (l *list) Per() int {
@@ -189,11 +181,8 @@ func (l *list) Per() int {
 	return l.per
 }
 
-// OfPeers tells whether it is a list of peers.
-func (l *list) OfPeers() bool { return l.ofPeers }
-
 func (l *list) Heading() string {
-	if l.ofPeers {
+	if l.OfPeers {
 		return "OCSP answers about peers"
 	}
 	return "OCSP staples"
@@ -209,7 +198,7 @@ func (l *list) Title() string {
 // Noun is what n of what is listed are called.
 func (l *list) Noun(n int) string {
 	noun := "certificate"
-	if l.ofPeers {
+	if l.OfPeers {
 		noun = "peer"
 	}
 	if n != 1 {
@@ -221,7 +210,7 @@ func (l *list) Noun(n int) string {
 // Attention returns how many certificates need attention. Of peers these are those that nobody answers about: one that is
 // revoked is refused, as it should be.
 func (l *list) Attention() int {
-	if l.ofPeers {
+	if l.OfPeers {
 		return l.states[staple.StateUnanswered]
 	}
 	n := 0
@@ -234,13 +223,13 @@ func (l *list) Attention() int {
 func (l *list) Summary() string {
 	certificates := l.Noun(l.Total)
 	switch n := l.Attention(); {
-	case l.Total == 0 && l.ofPeers:
+	case l.Total == 0 && l.OfPeers:
 		return "No peer is remembered."
 	case l.Total == 0:
 		return "There are no certificates yet."
 	case n == 0:
 		return "Nothing needs attention: " + thousands(l.Total) + " " + certificates + "."
-	case l.ofPeers:
+	case l.OfPeers:
 		return "Nobody answers about " + thousands(n) + " of " + thousands(l.Total) + " " + certificates + "."
 	case n == 1:
 		return "1 of " + thousands(l.Total) + " " + certificates + " needs attention."
@@ -259,9 +248,9 @@ type chip struct {
 
 // Chips are those of the states that some certificate is in.
 func (l *list) Chips() []chip {
-	chips := []chip{{All: true, Current: !l.filtered, Count: l.Total, Link: l.in(state{}, false).link(1)}}
-	for s := range states(l.ofPeers) {
-		current := l.filtered && l.state == s
+	chips := []chip{{All: true, Current: !l.Filtered, Count: l.Total, Link: l.in(state{}, false).link(1)}}
+	for s := range states(l.OfPeers) {
+		current := l.Filtered && l.state == s
 		if l.states[s.State] > 0 || current {
 			chips = append(chips, chip{State: s, Current: current, Count: l.states[s.State], Link: l.in(s, true).link(1)})
 		}
@@ -271,10 +260,10 @@ func (l *list) Chips() []chip {
 
 // PeerChips are links to the peers in each state that some are in, on the page of what is served.
 func (l *list) PeerChips() []chip {
-	if l.ofPeers || len(l.cas) == 0 {
+	if l.OfPeers || len(l.cas) == 0 {
 		return nil
 	}
-	peers := list{query: query{ofPeers: true, page: 1, per: l.per}, counts: l.peers}
+	peers := list{query: query{OfPeers: true, Page: 1, per: l.per}, counts: l.peers}
 	chips := peers.Chips()
 	chips[0].Current = false
 	return chips
@@ -317,10 +306,10 @@ func (l *list) Certificates() []*certificate {
 }
 
 // First, Previous, Next and Last are links to other pages, empty where there are none.
-func (l *list) First() string    { return l.to(1, l.page > 1) }
-func (l *list) Previous() string { return l.to(min(l.page-1, l.Pages()), l.page > 1) }
-func (l *list) Next() string     { return l.to(l.page+1, l.page < l.Pages()) }
-func (l *list) Last() string     { return l.to(l.Pages(), l.page != l.Pages()) }
+func (l *list) First() string    { return l.to(1, l.Page > 1) }
+func (l *list) Previous() string { return l.to(min(l.Page-1, l.Pages()), l.Page > 1) }
+func (l *list) Next() string     { return l.to(l.Page+1, l.Page < l.Pages()) }
+func (l *list) Last() string     { return l.to(l.Pages(), l.Page != l.Pages()) }
 
 func (l *list) to(page int, exists bool) string {
 	if !exists {
@@ -330,10 +319,10 @@ func (l *list) to(page int, exists bool) string {
 }
 
 // AllLink is to all of what is listed.
-func (l *list) AllLink() string { return query{ofPeers: l.ofPeers, per: defaultPer}.link(1) }
+func (l *list) AllLink() string { return query{OfPeers: l.OfPeers, per: defaultPer}.link(1) }
 
 func (l *list) JSONLink() string {
-	link := l.link(l.page)
+	link := l.link(l.Page)
 	if link != "?" {
 		link += "&"
 	}
