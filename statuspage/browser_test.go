@@ -75,33 +75,52 @@ func TestPagesInChromium(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			s := newSite(t, &Handler{Stapler: test.stapler, Refresh: true})
 			id := first(t, test.stapler).ID
+			b.t = t
 			for _, address := range []struct{ name, url string }{{"list", s.page()}, {"certificate", s.page() + "?cert=" + id}} {
-				for _, scheme := range []string{"light", "dark"} {
-					for _, width := range []int{1280, 800, 360} {
-						name := fmt.Sprintf("%s-%s-%s-%d", address.name, test.name, scheme, width)
-						b.t = t
-						b.show(width, 800, scheme)
-						b.open(address.url)
-						var scroll, inner int
-						b.eval(`document.scrollingElement.scrollWidth`, &scroll)
-						b.eval(`innerWidth`, &inner)
-						require.LessOrEqual(t, scroll, inner, name)
-						require.Equal(t, width, inner, name)
-						var least struct {
-							Ratio float64
-							Text  string
-						}
-						b.eval(contrast, &least)
-						require.GreaterOrEqual(t, least.Ratio, 4.5, "%s: %q", name, least.Text)
-						b.quiet("GET " + address.url)
-						b.screenshot(name)
-					}
-				}
+				b.look(address.name+"-"+test.name, address.url)
 			}
 			for _, r := range s.requests {
 				require.True(t, strings.HasPrefix(r, "GET /staples/"), r)
 			}
 		})
+	}
+}
+
+func TestPeersInChromium(t *testing.T) {
+	b := startBrowser(t)
+	w := newWorld(t)
+	w.fifty()
+	w.oneOfEachPeer()
+	s := newSite(t, &Handler{Stapler: w.stapler, Refresh: true})
+	b.look("list-beside-peers", s.page())
+	b.look("list-peers", s.page()+"?list=peers")
+	for _, c := range peersOf(t, &Handler{Stapler: w.stapler}, "state=answered").Peers {
+		b.look("peer", s.page()+"?cert="+c.ID)
+	}
+}
+
+// look opens a page in both schemes and three widths: it fits, and its text can be read.
+func (b *browser) look(page, url string) {
+	t := b.t
+	for _, scheme := range []string{"light", "dark"} {
+		for _, width := range []int{1280, 800, 360} {
+			name := fmt.Sprintf("%s-%s-%d", page, scheme, width)
+			b.show(width, 800, scheme)
+			b.open(url)
+			var scroll, inner int
+			b.eval(`document.scrollingElement.scrollWidth`, &scroll)
+			b.eval(`innerWidth`, &inner)
+			require.LessOrEqual(t, scroll, inner, name)
+			require.Equal(t, width, inner, name)
+			var least struct {
+				Ratio float64
+				Text  string
+			}
+			b.eval(contrast, &least)
+			require.GreaterOrEqual(t, least.Ratio, 4.5, "%s: %q", name, least.Text)
+			b.quiet("GET " + url)
+			b.screenshot(name)
+		}
 	}
 }
 
@@ -129,7 +148,7 @@ func TestKeyboardInChromium(t *testing.T) {
 		}
 		var want []string
 		want = append(want, "A All 9")
-		for s := range states {
+		for s := range states(false) {
 			want = append(want, "A "+s.Label()+" 1")
 		}
 		want = append(want, "INPUT q", "BUTTON Search", "A pay.example.com", "A new.example.com")

@@ -16,10 +16,18 @@
 // # States
 //
 // A certificate has the [staple.State] that its Status has, in these words and in this order:
-// must-staple-missing, unstapled, revoked, expired, expiring, failing, waiting, stapled, no-responder.
+// must-staple-missing, unstapled, revoked, expired, expiring, failing, waiting, stapled, no-responder; and a peer:
+// unanswered, revoked, expired, waiting, answered, no-responder.
 // Within a state those whose response ends first come first, then those that the
-// Stapler has had for longer. The first six need attention. Where the failures of others keep one from being asked about,
+// Stapler has had for longer. The first six need attention, and of peers those that are unanswered. Where the failures of others keep one from being asked about,
 // the page tells until when, and what failed last.
+//
+// # Peers
+//
+// Peers that a [staple.Checker] asks about are not among the certificates, but in a list of their own, which the first page
+// links to once there are any, with their states; those that the Stapler serves as well are among the certificates. It has
+// the age of the answer about each, its end, who gave it and the last error, and how the Checkers have decided, for each CA
+// of theirs. There are 131,072 peers at most, so that a list takes a tenth of a second or two.
 //
 // # Addresses
 //
@@ -29,8 +37,9 @@
 //	                subject, serial number (with or without colons), issuer, responder or state
 //	?state=STATE    those in one state
 //	?page=N&per=N   the N-th page, from 1, of so many certificates: 50, and 1000 at most
-//	?cert=ID        one certificate: ID is the SHA-256 hash of its DER, in hexadecimal
-//	?format=json    as JSON: a List, or with cert a Detail
+//	?list=peers     the peers, with the same search, filter and pages
+//	?cert=ID        one certificate, or peer: ID is the SHA-256 hash of its DER, in hexadecimal
+//	?format=json    as JSON: a List, with list=peers a PeerList, or with cert a Detail
 //	?cert=ID&format=der   the response held, in DER
 //
 // The order changes as time passes, so that a certificate may be on two pages, or on
@@ -171,7 +180,8 @@ func atRoot(r *http.Request) bool {
 	return found && r.URL.Path == "/"+strings.TrimSuffix(pattern, "{$}")
 }
 
-// find returns a handle to the certificate whose leaf has the SHA-256 hash id, and how many there are.
+// find returns a handle to the certificate whose leaf has the SHA-256 hash id, and how many there are. If it is not served,
+// it is that of a peer.
 func (h *Handler) find(id string) (c *staple.Certificate, handles int) {
 	var leaf *x509.Certificate
 	want, _ := hex.DecodeString(id)
@@ -185,7 +195,15 @@ func (h *Handler) find(id string) (c *staple.Certificate, handles int) {
 			handles++
 		}
 	}
-	return c, handles
+	if c != nil {
+		return c, handles
+	}
+	for other := range h.Stapler.Peers() {
+		if sum := sha256.Sum256(other.TLS().Certificate[0]); bytes.Equal(sum[:], want) {
+			return other, 1
+		}
+	}
+	return nil, 0
 }
 
 func (h *Handler) render(w http.ResponseWriter, r *http.Request, status int, name string, data any) {

@@ -15,9 +15,39 @@ type List struct {
 	Page         int            `json:"page"`
 	Pages        int            `json:"pages"` // at least 1
 	Certificates []Certificate  `json:"certificates"`
+	Peers        PeerCounts     `json:"peers"` // which are not counted above
+	CAs          []CA           `json:"cas"`   // of peers, by name
 }
 
-// A Certificate is the state of one leaf, however many handles the Stapler has for it.
+// PeerCounts are how many peers a [staple.Checker] remembers, but for those that are served as well.
+type PeerCounts struct {
+	Total  int            `json:"total"`
+	States map[string]int `json:"states"` // how many are in each state, with all that peers can be in
+}
+
+// A PeerList is what ?list=peers&format=json answers: a page of the peers that a [staple.Checker] remembers, the worst first.
+type PeerList struct {
+	Time time.Time `json:"time"` // when this was true
+	PeerCounts
+	Matching int           `json:"matching"` // peers that q and state find
+	Page     int           `json:"page"`
+	Pages    int           `json:"pages"` // at least 1
+	Peers    []Certificate `json:"peers"`
+	CAs      []CA          `json:"cas"` // by name
+}
+
+// A CA is how Checkers have decided about peers with certificates of one CA, as in staple.CheckStats.
+type CA struct {
+	CA               string  `json:"ca"`
+	Passed           uint64  `json:"passed"` // connections
+	Refused          uint64  `json:"refused"`
+	Unanswered       uint64  `json:"unanswered"`       // refused
+	PassedUnanswered uint64  `json:"passedUnanswered"` // passed all the same: FailOpen
+	Waited           uint64  `json:"waited"`           // connections that waited for an answer
+	WaitSeconds      float64 `json:"waitSeconds"`      // how long these did, together
+}
+
+// A Certificate is the state of one leaf, however many handles the Stapler has for it, or of one peer.
 type Certificate struct {
 	ID         string    `json:"id"` // SHA-256 of the DER, in hexadecimal
 	State      string    `json:"state"`
@@ -31,6 +61,7 @@ type Certificate struct {
 	Handles    int       `json:"handles"`
 
 	// As in staple.Status.
+	Peer        bool      `json:"peer,omitempty"` // thisUpdate is that of the answer held, and expires its end; nothing is stapled
 	MustStaple  bool      `json:"mustStaple"`
 	Stapled     bool      `json:"stapled"`
 	Revoked     bool      `json:"revoked"`
@@ -78,23 +109,38 @@ func seconds(t time.Time) time.Time {
 	return t.UTC().Truncate(time.Second)
 }
 
-func (l *list) json() List {
-	out := List{
-		Time:         seconds(l.now),
-		Total:        l.Total,
-		States:       make(map[string]int, len(stateTexts)),
-		Matching:     l.matching,
-		Page:         l.page,
-		Pages:        l.Pages(),
-		Certificates: make([]Certificate, 0, len(l.rows)),
-	}
-	for s := range states {
-		out.States[s.String()] = l.counts[s.State]
-	}
-	for _, c := range l.Certificates() {
-		out.Certificates = append(out.Certificates, c.json())
+func (c *counts) json(peers bool) map[string]int {
+	out := make(map[string]int)
+	for s := range states(peers) {
+		out[s.String()] = c.states[s.State]
 	}
 	return out
+}
+
+func (l *list) json() any {
+	certificates := make([]Certificate, 0, len(l.rows))
+	for _, c := range l.Certificates() {
+		certificates = append(certificates, c.json())
+	}
+	cas := make([]CA, 0, len(l.cas))
+	for _, c := range l.cas {
+		cas = append(cas, CA{c.CA, c.Passed, c.Refused, c.Unanswered, c.PassedUnanswered, c.Waited, c.Waiting.Seconds()})
+	}
+	peers := PeerCounts{l.peers.Total, l.peers.json(true)}
+	if l.OfPeers {
+		return PeerList{seconds(l.now), peers, l.Matching, l.Page, l.Pages(), certificates, cas}
+	}
+	return List{
+		Time:         seconds(l.now),
+		Total:        l.Total,
+		States:       l.counts.json(false),
+		Matching:     l.Matching,
+		Page:         l.Page,
+		Pages:        l.Pages(),
+		Certificates: certificates,
+		Peers:        peers,
+		CAs:          cas,
+	}
 }
 
 func (c *certificate) json() Certificate {
@@ -109,6 +155,7 @@ func (c *certificate) json() Certificate {
 		NotAfter:    seconds(c.Leaf.NotAfter),
 		Responders:  append([]string{}, c.Responders()...),
 		Handles:     c.Handles,
+		Peer:        c.Peer,
 		MustStaple:  c.MustStaple,
 		Stapled:     c.Stapled,
 		Revoked:     c.Revoked,

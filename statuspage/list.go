@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/x509"
+	"iter"
 	"math/big"
 	"slices"
 	"strings"
@@ -13,35 +14,49 @@ import (
 	"github.com/go-staple/staple/internal/exchange"
 )
 
-// stateTexts is what is shown of each state, on the page.
-var stateTexts = [...]struct{ label, meaning string }{
+// stateTexts is what is shown of each state, on the page: its meaning is empty where none is ever in it.
+var stateTexts = [...]struct{ label, served, peer string }{
 	staple.StateMustStapleMissing: {"Must-Staple missing",
-		"Handshakes go without a staple, and clients that honour Must-Staple refuse the certificate."},
-	staple.StateUnstapled: {"Not stapled", "Handshakes go without a staple."},
-	staple.StateRevoked:   {"Revoked", "The issuer has revoked the certificate."},
-	staple.StateExpired:   {"Expired", "The certificate itself has expired."},
+		"Handshakes go without a staple, and clients that honour Must-Staple refuse the certificate.", ""},
+	staple.StateUnstapled:  {"Not stapled", "Handshakes go without a staple.", ""},
+	staple.StateUnanswered: {"Unanswered", "", "There is no valid answer about the peer, which is refused unless FailOpen is set."},
+	staple.StateRevoked:    {"Revoked", "The issuer has revoked the certificate.", "The issuer has revoked the certificate, and the peer is refused."},
+	staple.StateExpired:    {"Expired", "The certificate itself has expired.", "The certificate itself has expired."},
 	staple.StateExpiring: {"Expiring",
-		"Handshakes are stapled, but the staple ends soon, and nothing newer has come though it should have."},
-	staple.StateFailing:     {"Refresh fails", "Handshakes are stapled, but the last attempt to get a newer response failed."},
-	staple.StateWaiting:     {"Waiting", "The first response has not come yet. Until then, handshakes go without."},
-	staple.StateStapled:     {"Stapled", "Handshakes are stapled."},
-	staple.StateNoResponder: {"No responder", "There is nobody to ask, so the certificate is served as it is."},
+		"Handshakes are stapled, but the staple ends soon, and nothing newer has come though it should have.", ""},
+	staple.StateFailing:     {"Refresh fails", "Handshakes are stapled, but the last attempt to get a newer response failed.", ""},
+	staple.StateWaiting:     {"Waiting", "The first response has not come yet. Until then, handshakes go without.", "The first answer has not come yet."},
+	staple.StateStapled:     {"Stapled", "Handshakes are stapled.", ""},
+	staple.StateAnswered:    {"Answered", "", "An answer is held, and the peer passes unless that is older than MaxResponseAge."},
+	staple.StateNoResponder: {"No responder", "There is nobody to ask, so the certificate is served as it is.", "There is nobody to ask, so the peer passes."},
 }
 
 // A state is one of a certificate, as the page shows it.
 type state struct{ staple.State }
 
-func (s state) Label() string   { return stateTexts[s.State].label }
-func (s state) Meaning() string { return stateTexts[s.State].meaning }
+func (s state) Label() string { return stateTexts[s.State].label }
 
-// states returns all states, the worst first.
-func states(yield func(state) bool) {
-	for s := staple.StateMustStapleMissing; int(s) < len(stateTexts) && yield(state{s}); s++ {
+// Meaning returns what it means of a peer, or of a certificate that is served.
+func (s state) Meaning(peer bool) string {
+	if peer {
+		return stateTexts[s.State].peer
+	}
+	return stateTexts[s.State].served
+}
+
+// states returns the states that peers, or certificates that are served, can be in, the worst first.
+func states(peers bool) iter.Seq[state] {
+	return func(yield func(state) bool) {
+		for s := staple.StateMustStapleMissing; int(s) < len(stateTexts); s++ {
+			if (state{s}).Meaning(peers) != "" && !yield(state{s}) {
+				return
+			}
+		}
 	}
 }
 
-func stateNamed(name string) (state, bool) {
-	for s := range states {
+func stateNamed(name string, peers bool) (state, bool) {
+	for s := range states(peers) {
 		if s.String() == name {
 			return s, true
 		}
@@ -58,25 +73,50 @@ type row struct {
 	state       state
 }
 
-// A list is a page of certificates.
+// counts are numbers of certificates, or of peers.
+type counts struct {
+	Total  int
+	states [len(stateTexts)]int
+}
+
+func (c *counts) add(s staple.State) {
+	c.Total++
+	c.states[s]++
+}
+
+// A list is a page of certificates, or of peers.
 type list struct {
 	query
-	now      time.Time
-	Total    int
-	counts   [len(stateTexts)]int
-	matching int
+	now time.Time
+	counts
+	Matching int
 	rows     []row // of this page
+	cas      []staple.CheckStats
+	peers    counts
 }
 
 // list finds what q asks for. It looks at every certificate, but formats none.
 func (h *Handler) list(q query, now time.Time) *list {
-	l := &list{query: q, now: now}
-	certificates := slices.Collect(h.Stapler.Certificates())
+	l := &list{query: q, now: now, cas: h.Stapler.CheckStats()}
+	handles := h.Stapler.Certificates()
+	if q.OfPeers {
+		handles = h.Stapler.Peers()
+	} else if len(l.cas) > 0 {
+		for c := range h.Stapler.Peers() {
+			if st := c.Status(); st.Peer {
+				l.peers.add(st.State)
+			}
+		}
+	}
+	certificates := slices.Collect(handles)
 	seen := make(map[*x509.Certificate]int32, len(certificates)) // the Status of all handles to a leaf has the same Leaf
 	rows := make([]row, 0, len(certificates))
-	m := newMatcher(q.words)
+	m := newMatcher(q.Words)
 	for _, c := range certificates {
 		st := c.Status()
+		if st.Peer != q.OfPeers {
+			continue // a peer that is served as well, or what was removed since
+		}
 		if i, ok := seen[st.Leaf]; ok {
 			if i >= 0 {
 				rows[i].handles++
@@ -84,9 +124,8 @@ func (h *Handler) list(q query, now time.Time) *list {
 			continue
 		}
 		s := state{st.State}
-		l.Total++
-		l.counts[s.State]++
-		if q.filtered && s != q.state || !m.matches(&st, s) {
+		l.add(st.State)
+		if q.Filtered && s != q.state || !m.matches(&st, s) {
 			seen[st.Leaf] = -1
 			continue
 		}
@@ -96,8 +135,11 @@ func (h *Handler) list(q query, now time.Time) *list {
 	slices.SortFunc(rows, func(a, b row) int {
 		return cmp.Or(cmp.Compare(a.state.State, b.state.State), cmp.Compare(a.end, b.end), cmp.Compare(a.order, b.order))
 	})
-	l.matching = len(rows)
-	first := min((q.page-1)*q.per, len(rows))
+	if q.OfPeers {
+		l.peers = l.counts
+	}
+	l.Matching = len(rows)
+	first := min((q.Page-1)*q.per, len(rows))
 	l.rows = rows[first:min(first+q.per, len(rows))]
 	return l
 }

@@ -1,11 +1,13 @@
 package statuspage
 
 import (
+	"cmp"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/hex"
 	"errors"
 	"html/template"
+	"slices"
 	"time"
 
 	"github.com/go-staple/staple"
@@ -140,20 +142,25 @@ func (c *certificate) NotAfter() moment  { return c.At(c.Leaf.NotAfter) }
 
 func (c *certificate) Bar() *bar { return newBar(c.ThisUpdate, c.Expires, c.NextRefresh, c.now) }
 
-func (c *certificate) Error() label      { return errorText(c.Err, 240) }
-func (c *certificate) LongError() string { return errorText(c.Err, 4000).Text }
+func (c *certificate) Error(limit int) label { return errorText(c.Err, limit) }
 
 // Pause is why others keep it waiting, if that is not what its own last attempt failed for.
-func (c *certificate) Pause() label {
+func (c *certificate) Pause(limit int) label {
 	if c.Err != nil && errors.Is(c.Err, c.PauseErr) {
 		return label{}
 	}
-	return errorText(c.PauseErr, 240)
+	return errorText(c.PauseErr, limit)
 }
-func (c *certificate) LongPause() string { return errorText(c.PauseErr, 4000).Text }
 
 func (c *certificate) NoResponder() bool { return errors.Is(c.Err, staple.ErrNoResponder) }
-func (c *certificate) Retrying() bool    { return c.Failures > 0 || !c.Stapled && !c.Revoked }
+func (c *certificate) Retrying() bool {
+	return c.Failures > 0 || !c.Stapled && !c.Revoked && c.State.State != staple.StateAnswered
+}
+
+// Asleep tells of a peer that it is asked about when it comes next.
+func (c *certificate) Asleep() bool {
+	return c.Peer && c.NextRefresh.IsZero() && !c.NoResponder() && c.State.State != staple.StateExpired
+}
 
 func (f failure) Title() string { return f.Status }
 
@@ -161,14 +168,10 @@ func (d *detail) Title() string { return d.Name().Text }
 func (d *detail) Asked() string { return d.asked }
 
 func (l *list) Time() moment       { return moment{l.now, l.now} }
-func (l *list) Words() string      { return l.words }
-func (l *list) WordsLabel() string { return visible(l.words, 80) }
-func (l *list) Filtered() bool     { return l.filtered }
+func (l *list) WordsLabel() string { return visible(l.Words, 80) }
 func (l *list) Filter() state      { return l.state }
-func (l *list) Narrowed() bool     { return l.words != "" || l.filtered }
-func (l *list) Matching() int      { return l.matching }
-func (l *list) Page() int          { return l.page }
-func (l *list) Pages() int         { return max((l.matching+l.per-1)/l.per, 1) }
+func (l *list) Narrowed() bool     { return l.Words != "" || l.Filtered }
+func (l *list) Pages() int         { return max((l.Matching+l.per-1)/l.per, 1) }
 
 // Per is how many are asked for on a page, if not as many as usual.
 func (l *list) Per() int {
@@ -178,32 +181,56 @@ func (l *list) Per() int {
 	return l.per
 }
 
-func (l *list) Title() string {
-	if n := l.Attention(); n > 0 {
-		return "(" + thousands(n) + ") OCSP staples"
+func (l *list) Heading() string {
+	if l.OfPeers {
+		return "OCSP answers about peers"
 	}
 	return "OCSP staples"
 }
 
-// Attention returns how many certificates need attention.
+func (l *list) Title() string {
+	if n := l.Attention(); n > 0 {
+		return "(" + thousands(n) + ") " + l.Heading()
+	}
+	return l.Heading()
+}
+
+// Noun is what n of what is listed are called.
+func (l *list) Noun(n int) string {
+	noun := "certificate"
+	if l.OfPeers {
+		noun = "peer"
+	}
+	if n != 1 {
+		noun += "s"
+	}
+	return noun
+}
+
+// Attention returns how many certificates need attention. Of peers these are those that nobody answers about: one that is
+// revoked is refused, as it should be.
 func (l *list) Attention() int {
+	if l.OfPeers {
+		return l.states[staple.StateUnanswered]
+	}
 	n := 0
-	for _, count := range l.counts[:staple.StateWaiting] {
+	for _, count := range l.states[:staple.StateWaiting] {
 		n += count
 	}
 	return n
 }
 
 func (l *list) Summary() string {
-	certificates := "certificates"
-	if l.Total == 1 {
-		certificates = "certificate"
-	}
+	certificates := l.Noun(l.Total)
 	switch n := l.Attention(); {
+	case l.Total == 0 && l.OfPeers:
+		return "No peer is remembered."
 	case l.Total == 0:
 		return "There are no certificates yet."
 	case n == 0:
 		return "Nothing needs attention: " + thousands(l.Total) + " " + certificates + "."
+	case l.OfPeers:
+		return "Nobody answers about " + thousands(n) + " of " + thousands(l.Total) + " " + certificates + "."
 	case n == 1:
 		return "1 of " + thousands(l.Total) + " " + certificates + " needs attention."
 	default:
@@ -221,15 +248,53 @@ type chip struct {
 
 // Chips are those of the states that some certificate is in.
 func (l *list) Chips() []chip {
-	chips := []chip{{All: true, Current: !l.filtered, Count: l.Total, Link: l.in(state{}, false).link(1)}}
-	for s := range states {
-		current := l.filtered && l.state == s
-		if l.counts[s.State] > 0 || current {
-			chips = append(chips, chip{State: s, Current: current, Count: l.counts[s.State], Link: l.in(s, true).link(1)})
+	chips := []chip{{All: true, Current: !l.Filtered, Count: l.Total, Link: l.in(state{}, false).link(1)}}
+	for s := range states(l.OfPeers) {
+		current := l.Filtered && l.state == s
+		if l.states[s.State] > 0 || current {
+			chips = append(chips, chip{State: s, Current: current, Count: l.states[s.State], Link: l.in(s, true).link(1)})
 		}
 	}
 	return chips
 }
+
+// PeerChips are links to the peers in each state that some are in, on the page of what is served.
+func (l *list) PeerChips() []chip {
+	if l.OfPeers || len(l.cas) == 0 {
+		return nil
+	}
+	peers := list{query: query{OfPeers: true, Page: 1, per: l.per}, counts: l.peers}
+	chips := peers.Chips()
+	chips[0].Current = false
+	return chips
+}
+
+// A ca is what is shown of one.
+type ca struct{ staple.CheckStats }
+
+func (c ca) Name() label { return newLabel(c.CA, 80) }
+
+// Average is how long those that waited did.
+func (c ca) Average() time.Duration {
+	return (c.Waiting / time.Duration(max(c.Waited, 1))).Round(time.Millisecond)
+}
+
+const maxCAs = 20
+
+// CAs are those of peers about which nobody answered most often.
+func (l *list) CAs() []ca {
+	var all []ca
+	for _, c := range l.cas {
+		all = append(all, ca{c})
+	}
+	slices.SortStableFunc(all, func(a, b ca) int {
+		return cmp.Compare(b.Unanswered+b.PassedUnanswered, a.Unanswered+a.PassedUnanswered)
+	})
+	return all[:min(len(all), maxCAs)]
+}
+
+// MoreCAs is how many others there are.
+func (l *list) MoreCAs() int { return max(len(l.cas)-maxCAs, 0) }
 
 func (l *list) Certificates() []*certificate {
 	all := make([]*certificate, len(l.rows))
@@ -241,10 +306,10 @@ func (l *list) Certificates() []*certificate {
 }
 
 // First, Previous, Next and Last are links to other pages, empty where there are none.
-func (l *list) First() string    { return l.to(1, l.page > 1) }
-func (l *list) Previous() string { return l.to(min(l.page-1, l.Pages()), l.page > 1) }
-func (l *list) Next() string     { return l.to(l.page+1, l.page < l.Pages()) }
-func (l *list) Last() string     { return l.to(l.Pages(), l.page != l.Pages()) }
+func (l *list) First() string    { return l.to(1, l.Page > 1) }
+func (l *list) Previous() string { return l.to(min(l.Page-1, l.Pages()), l.Page > 1) }
+func (l *list) Next() string     { return l.to(l.Page+1, l.Page < l.Pages()) }
+func (l *list) Last() string     { return l.to(l.Pages(), l.Page != l.Pages()) }
 
 func (l *list) to(page int, exists bool) string {
 	if !exists {
@@ -253,8 +318,11 @@ func (l *list) to(page int, exists bool) string {
 	return l.link(page)
 }
 
+// AllLink is to all of what is listed.
+func (l *list) AllLink() string { return query{OfPeers: l.OfPeers, per: defaultPer}.link(1) }
+
 func (l *list) JSONLink() string {
-	link := l.link(l.page)
+	link := l.link(l.Page)
 	if link != "?" {
 		link += "&"
 	}

@@ -11,27 +11,35 @@ import (
 
 // A query is what an address asks for.
 type query struct {
-	words     string // as typed
+	OfPeers   bool   // in place of the certificates that are served
+	Words     string // as typed
 	state     state
-	filtered  bool // by state
-	page, per int  // from 1
+	Filtered  bool // by state
+	Page, per int  // from 1
 	cert      string
 	format    string // "", json or der
 	asked     string // what came of a refresh: "", ended or pending
 }
 
 func parseQuery(raw string) (query, error) {
-	q := query{page: 1, per: defaultPer}
+	q := query{Page: 1, per: defaultPer}
 	v, err := url.ParseQuery(raw)
 	if err != nil {
 		return q, errors.New("the query cannot be read")
 	}
-	q.words = strings.TrimSpace(v.Get("q"))
-	if utf8.RuneCountInString(q.words) > maxQuery || !utf8.ValidString(q.words) {
+	switch s := v.Get("list"); s {
+	case "":
+	case "peers":
+		q.OfPeers = true
+	default:
+		return q, errors.New("list is peers")
+	}
+	q.Words = strings.TrimSpace(v.Get("q"))
+	if utf8.RuneCountInString(q.Words) > maxQuery || !utf8.ValidString(q.Words) {
 		return q, fmt.Errorf("q is text of %d characters at most", maxQuery)
 	}
 	if s := v.Get("state"); s != "" {
-		if q.state, q.filtered = stateNamed(s); !q.filtered {
+		if q.state, q.Filtered = stateNamed(s, q.OfPeers); !q.Filtered {
 			return q, errors.New("there is no such state")
 		}
 	}
@@ -47,7 +55,7 @@ func parseQuery(raw string) (query, error) {
 		*value = n
 		return nil
 	}
-	if err := errors.Join(number("page", &q.page, 1_000_000), number("per", &q.per, maxPer)); err != nil {
+	if err := errors.Join(number("page", &q.Page, 1_000_000), number("per", &q.per, maxPer)); err != nil {
 		return q, err
 	}
 	if q.cert = strings.ToLower(v.Get("cert")); q.cert != "" && !isSHA256(q.cert) {
@@ -72,10 +80,13 @@ func isSHA256(s string) bool {
 // link returns the relative address of the list that q asks for, at another page.
 func (q query) link(page int) string {
 	v := url.Values{}
-	if q.words != "" {
-		v.Set("q", q.words)
+	if q.OfPeers {
+		v.Set("list", "peers")
 	}
-	if q.filtered {
+	if q.Words != "" {
+		v.Set("q", q.Words)
+	}
+	if q.Filtered {
 		v.Set("state", q.state.String())
 	}
 	if q.per != defaultPer {
@@ -89,6 +100,6 @@ func (q query) link(page int) string {
 
 // in returns q with a filter by state, or without.
 func (q query) in(s state, filtered bool) query {
-	q.state, q.filtered = s, filtered
+	q.state, q.Filtered = s, filtered
 	return q
 }

@@ -224,7 +224,7 @@ var good24 = stapletest.Answer{Age: 24 * time.Hour}
 
 // first returns what is listed first.
 func first(t testing.TB, s *staple.Stapler) *certificate {
-	l := (&Handler{Stapler: s}).list(query{page: 1, per: 1}, time.Now())
+	l := (&Handler{Stapler: s}).list(query{Page: 1, per: 1}, time.Now())
 	require.NotEmpty(t, l.rows)
 	return l.Certificates()[0]
 }

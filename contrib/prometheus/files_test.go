@@ -25,12 +25,13 @@ func read(t testing.TB, name string) string {
 	return string(text)
 }
 
-// exposition returns one that has every metric, and some hostile names.
+// exposition returns one that has every metric, of peers as well, and some hostile names.
 func exposition(t *testing.T) (text string) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		everything(t, w)
 		hostile(t, w)
+		everyPeer(t, w)
 		w.settle(t)
 		text = w.scrape(t)
 	})

@@ -34,6 +34,10 @@
 // times, for each responder host. The first 64 hosts are told apart for as long as
 // the process runs, and all others are "other". Names and hosts are cut to 128
 // bytes, and what is not printable in them is replaced.
+//
+// Of the peers that a [staple.Checker] asks about there are counts by state, and none
+// has series of its own. What Checkers decide is counted for each CA, of which again
+// 64 are told apart.
 package prometheus
 
 import (
@@ -60,9 +64,11 @@ import (
 const (
 	defaultMaxCertificates = 1000
 	maxHosts               = 64
+	maxCAs                 = 64
 	maxLabel               = 128 // bytes
 
 	otherHosts  = "other"
+	otherCAs    = "other"
 	noResponder = "none"
 )
 
@@ -89,7 +95,8 @@ type Collector struct {
 	hosts  map[string]*host // by label
 	named  int              // of them, those that are neither otherHosts nor noResponder
 	leaves map[*x509.Certificate]*leaf
-	survey uint // how many there were
+	survey uint            // how many there were
+	cas    map[string]bool // the labels of those that are told apart
 }
 
 // A host is what there is to say about the certificates that name one responder.
@@ -143,7 +150,26 @@ var (
 	earliestRefreshDesc = prometheus.NewDesc("staple_earliest_next_refresh_timestamp_seconds",
 		"When the next OCSP response for any of the certificates is fetched, in Unix time.",
 		perHost, nil)
+
+	perCA = []string{"ca"}
+
+	peersDesc = prometheus.NewDesc("staple_peers",
+		"Peers that are remembered and not served, in each state.",
+		[]string{"state"}, nil)
+	checkedDesc = prometheus.NewDesc("staple_check_connections_total",
+		"Connections that Checkers have decided about.",
+		append(perCA[:1:1], "result"), nil)
+	waitsDesc = prometheus.NewDesc("staple_check_waits_total",
+		"Connections that waited for an answer about the peer.",
+		perCA, nil)
+	waitDesc = prometheus.NewDesc("staple_check_wait_seconds_total",
+		"How long connections waited for an answer about the peer, together.",
+		perCA, nil)
 )
+
+// peerStates are those that peers can be in. A certificate that is served is never unanswered or answered.
+var peerStates = []staple.State{staple.StateUnanswered, staple.StateRevoked, staple.StateExpired, staple.StateWaiting,
+	staple.StateAnswered, staple.StateNoResponder}
 
 // fetchResults are the kinds of events that are about a fetch.
 var fetchResults = []staple.EventKind{staple.EventStapled, staple.EventUnchanged, staple.EventRevoked, staple.EventReinstated,
@@ -152,6 +178,7 @@ var fetchResults = []staple.EventKind{staple.EventStapled, staple.EventUnchanged
 func (c *Collector) init() {
 	c.hosts = make(map[string]*host)
 	c.leaves = make(map[*x509.Certificate]*leaf)
+	c.cas = make(map[string]bool)
 	c.fetches = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "staple_fetches_total",
 		Help: "Fetches of an OCSP response that have ended.",
@@ -192,7 +219,7 @@ func (c *Collector) Event(ev staple.Event) {
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	c.once.Do(c.init)
 	for _, d := range []*prometheus.Desc{stateDesc, expiryDesc, nextRefreshDesc, certificatesDesc, failingDesc, pausedDesc,
-		earliestExpiryDesc, earliestRefreshDesc} {
+		earliestExpiryDesc, earliestRefreshDesc, peersDesc, checkedDesc, waitsDesc, waitDesc} {
 		ch <- d
 	}
 	c.fetches.Describe(ch)
@@ -201,11 +228,14 @@ func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	c.unstapled.Describe(ch)
 }
 
-// Collect implements [prometheus.Collector]. It asks every certificate for its
-// status.
+// Collect implements [prometheus.Collector]. It asks every certificate, and every
+// peer, for its status.
 func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	c.once.Do(c.init)
 	for _, m := range c.certificates() {
+		ch <- m
+	}
+	for _, m := range c.peers() {
 		ch <- m
 	}
 	c.fetches.Collect(ch)
@@ -231,6 +261,9 @@ func (c *Collector) certificates() []prometheus.Metric {
 	var all []certificate // up to limit
 	for handle := range c.Stapler.Certificates() {
 		st := handle.Status()
+		if st.Peer {
+			continue // it was removed just now
+		}
 		l := c.leaves[st.Leaf]
 		if l == nil {
 			l = new(leaf)
@@ -281,6 +314,66 @@ func (c *Collector) certificates() []prometheus.Metric {
 	return metrics
 }
 
+// peers returns what tells of peers, and nothing until there has been one.
+func (c *Collector) peers() (metrics []prometheus.Metric) {
+	if c.Stapler == nil {
+		return nil
+	}
+	stats := c.Stapler.CheckStats()
+	if len(stats) == 0 {
+		return nil
+	}
+	var states [staple.StateNoResponder + 1]int
+	for handle := range c.Stapler.Peers() {
+		if st := handle.Status(); st.Peer {
+			states[st.State]++
+		}
+	}
+	for _, s := range peerStates {
+		metrics = append(metrics, gauge(peersDesc, float64(states[s]), s.String()))
+	}
+	for ca, sum := range c.byCA(stats) {
+		counter := func(d *prometheus.Desc, value float64, labels ...string) {
+			metrics = append(metrics, prometheus.MustNewConstMetric(d, prometheus.CounterValue, value, append([]string{ca}, labels...)...))
+		}
+		counter(checkedDesc, float64(sum.Passed), "passed")
+		counter(checkedDesc, float64(sum.Refused), "refused")
+		counter(checkedDesc, float64(sum.Unanswered), "unanswered")
+		counter(checkedDesc, float64(sum.PassedUnanswered), "passed_unanswered")
+		counter(waitsDesc, float64(sum.Waited))
+		counter(waitDesc, sum.Waiting.Seconds())
+	}
+	return metrics
+}
+
+// byCA adds up what has the same label.
+func (c *Collector) byCA(stats []staple.CheckStats) map[string]staple.CheckStats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	sums := make(map[string]staple.CheckStats)
+	for _, st := range stats {
+		ca := label(st.CA)
+		switch {
+		case st.CA == "others": // of the Stapler's
+			ca = otherCAs
+		case c.cas[ca]:
+		case len(c.cas) < maxCAs:
+			c.cas[ca] = true
+		default:
+			ca = otherCAs
+		}
+		sum := sums[ca]
+		sum.Passed += st.Passed
+		sum.Refused += st.Refused
+		sum.Unanswered += st.Unanswered
+		sum.PassedUnanswered += st.PassedUnanswered
+		sum.Waited += st.Waited
+		sum.Waiting += st.Waiting
+		sums[ca] = sum
+	}
+	return sums
+}
+
 // A certificate is what the series of one certificate show.
 type certificate struct {
 	leaf        *x509.Certificate
@@ -324,6 +417,9 @@ func (h *host) add(c *certificate, failing bool) {
 
 func (h *host) metrics(metrics []prometheus.Metric) []prometheus.Metric {
 	for s := staple.StateMustStapleMissing; s <= staple.StateNoResponder; s++ {
+		if s == staple.StateUnanswered || s == staple.StateAnswered {
+			continue
+		}
 		n := h.states[s]
 		metrics = append(metrics,
 			gauge(certificatesDesc, float64(n[0]), h.label, "false", s.String()),
