@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"log/slog"
 	"net"
@@ -284,6 +285,40 @@ func ExampleFetcherFunc_wrap() {
 	}
 	fmt.Println(fetches.Load(), "fetch, answered by", c.Status().Responder)
 	// Output: 1 fetch, answered by http://ocsp.example
+}
+
+// A server of mutual TLS that refuses clients whose certificates are revoked. They staple nothing, and the responder is asked.
+func ExampleChecker() {
+	demo := newDemo()
+	stapler := staple.Stapler{Fetcher: demo.fetcher, Logger: slog.New(slog.DiscardHandler)}
+	defer stapler.Close()
+	checker := staple.Checker{Stapler: &stapler}
+	config := stapler.TLSConfig(&tls.Config{
+		Certificates:     []tls.Certificate{demo.cert},
+		ClientAuth:       tls.RequireAndVerifyClientCert,
+		ClientCAs:        demo.ca.Roots(),
+		VerifyConnection: checker.VerifyConnection,
+	})
+
+	connect := func(cert tls.Certificate) error {
+		client := demo.client()
+		client.Certificates = []tls.Certificate{cert}
+		a, b := net.Pipe()
+		defer b.Close()
+		go io.Copy(io.Discard, tls.Client(a, client))
+		return tls.Server(b, config).Handshake()
+	}
+	alice := demo.ca.Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}})
+	mallory := demo.ca.Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}})
+	demo.responder.Set(mallory.Leaf, stapletest.Answer{Status: ocsp.Revoked})
+
+	fmt.Println("alice:", connect(alice), connect(alice))
+	fmt.Println("requests about her:", len(demo.responder.Requests(alice.Leaf)))
+	fmt.Println("mallory is revoked:", errors.Is(connect(mallory), staple.ErrRevoked))
+	// Output:
+	// alice: <nil> <nil>
+	// requests about her: 1
+	// mallory is revoked: true
 }
 
 // A client that refuses a server whose certificate is revoked by its staple, or is Must-Staple and comes

@@ -87,11 +87,17 @@
 // document; it is not trusted, so that write access to the cache gives no way to
 // staple anything false.
 //
-// # Clients
+// # Peers
 //
-// [ResponseVerifier.VerifyConnection], in tls.Config.VerifyConnection, has a client
-// check the staple of the server, or a server those of its clients. It refuses a
-// revoked certificate, and a Must-Staple one without a staple.
+// [Checker] refuses peers whose certificates are revoked: clients, which staple nothing
+// as a rule, and servers. It asks about whoever comes without a staple:
+//
+//	checker := staple.Checker{Stapler: &stapler}
+//	config.VerifyConnection = checker.VerifyConnection
+//
+// [ResponseVerifier.VerifyConnection], in the same place, looks at what is stapled and
+// asks nobody. It refuses a revoked certificate, and a Must-Staple one without a staple;
+// whoever else staples nothing passes.
 //
 // # Tests
 //

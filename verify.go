@@ -282,6 +282,9 @@ func (v *ResponseVerifier) verify(response []byte, leaf, issuer *x509.Certificat
 // passes, unless the certificate is Must-Staple (RFC 7633), or its TLS feature extension is malformed.
 // No staple can speak about a certificate that is a trust anchor itself: it is not looked at.
 //
+// So whoever staples nothing passes, revoked or not, and that is nearly all clients and many servers. For them there
+// is [Checker], which asks.
+//
 // What the peer sent is judged as Verify does: what would be trimmed away makes no difference.
 //
 // A resumed session keeps the staple of the handshake that began it, so there all is checked again but

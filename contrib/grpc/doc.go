@@ -15,6 +15,21 @@
 //	})
 //	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(credentials.NewTLS(config)))
 //
+// A server refuses clients that are revoked, which staple nothing as a rule, with a
+// staple.Checker; a client does the same with servers:
+//
+//	checker := staple.Checker{Stapler: &stapler}
+//	config := stapler.TLSConfig(&tls.Config{
+//		Certificates:     []tls.Certificate{cert},
+//		ClientAuth:       tls.RequireAndVerifyClientCert,
+//		ClientCAs:        roots,
+//		VerifyConnection: checker.VerifyConnection,
+//	})
+//
+// Connections stay open for as long as clients like, and are not checked again. With
+// MaxConnectionAge and MaxConnectionAgeGrace of keepalive.ServerParameters, clients have
+// to come again, and streams end.
+//
 // Wrap the configuration before credentials.NewTLS takes it. These functions make a
 // configuration of their own from a certificate or from files, and what they return
 // does not staple:

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
@@ -37,8 +38,17 @@ func (h *health) Check(ctx context.Context, _ *healthpb.HealthCheckRequest) (*he
 	return &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_SERVING}, nil
 }
 
-func serve(t *testing.T, h *health, creds credentials.TransportCredentials) (addr string) {
-	server := grpc.NewServer(grpc.Creds(creds))
+// Watch does not end by itself.
+func (h *health) Watch(_ *healthpb.HealthCheckRequest, s grpc.ServerStreamingServer[healthpb.HealthCheckResponse]) error {
+	if err := s.Send(new(healthpb.HealthCheckResponse)); err != nil {
+		return err
+	}
+	<-s.Context().Done()
+	return s.Context().Err()
+}
+
+func serve(t *testing.T, h *health, creds credentials.TransportCredentials, o ...grpc.ServerOption) (addr string) {
+	server := grpc.NewServer(append(o, grpc.Creds(creds))...)
 	healthpb.RegisterHealthServer(server, h)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -53,6 +63,12 @@ func serve(t *testing.T, h *health, creds credentials.TransportCredentials) (add
 
 // call makes one unary call and returns what the server stapled.
 func call(t *testing.T, addr string, client *tls.Config) ([]byte, error) {
+	cs, err := state(t, addr, client)
+	return cs.OCSPResponse, err
+}
+
+// state makes one unary call, by a connection of its own, and returns what the client sees of that.
+func state(t *testing.T, addr string, client *tls.Config) (tls.ConnectionState, error) {
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(credentials.NewTLS(client)))
 	require.NoError(t, err)
 	defer conn.Close()
@@ -60,9 +76,9 @@ func call(t *testing.T, addr string, client *tls.Config) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if _, err := healthpb.NewHealthClient(conn).Check(ctx, new(healthpb.HealthCheckRequest), grpc.Peer(&p)); err != nil {
-		return nil, err
+		return tls.ConnectionState{}, err
 	}
-	return p.AuthInfo.(credentials.TLSInfo).State.OCSPResponse, nil
+	return p.AuthInfo.(credentials.TLSInfo).State, nil
 }
 
 type world struct {
@@ -161,4 +177,98 @@ func TestCredentialsMadeFromACertificateDoNotStaple(t *testing.T) {
 	stapled, err := call(t, addr, &tls.Config{RootCAs: w.ca.Roots()})
 	require.NoError(t, err)
 	require.Empty(t, stapled)
+}
+
+// A Checker on either side asks about a peer that staples nothing, and refuses it once it is revoked, also where a session
+// is resumed.
+func TestACheckerRefusesWhoIsRevoked(t *testing.T) {
+	for side, server := range map[string]bool{"the client, by the server": true, "the server, by the client": false} {
+		t.Run(side, func(t *testing.T) {
+			ca := stapletest.NewCA(stapletest.CAOptions{Intermediate: true})
+			responder := stapletest.NewResponder(ca)
+			cert := ca.Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}})
+			stapler := &staple.Stapler{Fetcher: &staple.HTTPFetcher{Client: responder.Client()}, Logger: quiet}
+			defer stapler.Close()
+			checker := &staple.Checker{Stapler: stapler}
+			var said atomic.Pointer[error] // by the Checker, last
+			verify := func(cs tls.ConnectionState) error {
+				err := checker.VerifyConnection(cs)
+				said.Store(&err)
+				return err
+			}
+			plain := ca.Leaf(stapletest.LeafOptions{})
+			of := &tls.Config{Certificates: []tls.Certificate{plain}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca.Roots()}
+			with := &tls.Config{Certificates: []tls.Certificate{plain}, RootCAs: ca.Roots(), ClientSessionCache: tls.NewLRUClientSessionCache(0)}
+			if server {
+				of.VerifyConnection, with.Certificates[0] = verify, cert
+			} else {
+				with.VerifyConnection, of.Certificates[0] = verify, cert
+			}
+			addr := serve(t, new(health), credentials.NewTLS(of))
+
+			for _, resumes := range []bool{false, true} {
+				cs, err := state(t, addr, with)
+				require.NoError(t, err)
+				require.Equal(t, resumes, cs.DidResume)
+				require.Empty(t, cs.OCSPResponse)
+			}
+			require.Len(t, responder.Requests(cert.Leaf), 1, "nobody is asked twice")
+
+			responder.Set(cert.Leaf, stapletest.Answer{Status: ocsp.Revoked})
+			askAgain(t, stapler, cert)
+			fresh := with.Clone()
+			fresh.ClientSessionCache = nil
+			for _, client := range []*tls.Config{with, fresh} {
+				said.Store(nil)
+				_, err := state(t, addr, client)
+				require.Equal(t, codes.Unavailable, status.Code(err), "%v", err)
+				require.ErrorIs(t, *said.Load(), staple.ErrRevoked)
+			}
+		})
+	}
+}
+
+// A connection that is open stays open when its client is revoked. With MaxConnectionAge the client has to come again, and
+// with MaxConnectionAgeGrace also where a stream does not end.
+func TestMaxConnectionAgeEndsTheStreamsOfWhoIsRevoked(t *testing.T) {
+	ca := stapletest.NewCA(stapletest.CAOptions{})
+	responder := stapletest.NewResponder(ca)
+	cert := ca.Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}})
+	stapler := &staple.Stapler{Fetcher: &staple.HTTPFetcher{Client: responder.Client()}, Logger: quiet}
+	defer stapler.Close()
+	checker := &staple.Checker{Stapler: stapler}
+	config := &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca.Roots(),
+		VerifyConnection: checker.VerifyConnection}
+	age := keepalive.ServerParameters{MaxConnectionAge: time.Second, MaxConnectionAgeGrace: time.Millisecond}
+	addr := serve(t, new(health), credentials.NewTLS(config), grpc.KeepaliveParams(age))
+
+	client := &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: ca.Roots()}
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(credentials.NewTLS(client)))
+	require.NoError(t, err)
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	var stream grpc.ServerStreamingClient[healthpb.HealthCheckResponse]
+	for begun := false; !begun; begun = err == nil { // on a slow machine the age may end first
+		require.NoError(t, ctx.Err())
+		if stream, err = healthpb.NewHealthClient(conn).Watch(ctx, new(healthpb.HealthCheckRequest)); err == nil {
+			_, err = stream.Recv()
+		}
+	}
+
+	responder.Set(cert.Leaf, stapletest.Answer{Status: ocsp.Revoked})
+	askAgain(t, stapler, cert)
+	_, err = stream.Recv()
+	require.Equal(t, codes.Unavailable, status.Code(err), "%v", err)
+	_, err = healthpb.NewHealthClient(conn).Check(ctx, new(healthpb.HealthCheckRequest))
+	require.Equal(t, codes.Unavailable, status.Code(err), "%v", err)
+}
+
+// askAgain has the Stapler notice what the responder says of a peer now.
+func askAgain(t *testing.T, s *staple.Stapler, cert tls.Certificate) {
+	for c := range s.Peers() {
+		if c.Status().Leaf.Equal(cert.Leaf) {
+			require.NoError(t, c.Refresh(t.Context()))
+		}
+	}
 }

@@ -26,4 +26,23 @@
 // A client checks the staple with VerifyConnection in TLSClientConfig of its
 // http3.Transport. A resumed connection, 0-RTT included, shows the staple of the
 // first one.
+//
+// A server refuses clients that are revoked, which staple nothing as a rule, with a
+// staple.Checker:
+//
+//	checker := staple.Checker{Stapler: &stapler}
+//	config := stapler.TLSConfig(&tls.Config{
+//		Certificates:     []tls.Certificate{cert},
+//		ClientAuth:       tls.RequireAndVerifyClientCert,
+//		ClientCAs:        roots,
+//		VerifyConnection: checker.VerifyConnection,
+//	})
+//
+// It decides before a handler sees a request, 0-RTT included. A client can do the same
+// with servers, but for what it sends in 0-RTT, which goes out before it hears of the server.
+//
+// Connections stay open for as long as clients like. To close those of clients that are
+// revoked later, keep a list of what http3.Server.ConnContext is given, and call
+// CloseWithError when Checker.OnEvent says EventRevoked; examples/mtls in the root has
+// this for TCP.
 package staplequic

@@ -2,8 +2,10 @@ package staplequic_test
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"log"
 	"net/http"
+	"os"
 
 	"github.com/quic-go/quic-go/http3"
 
@@ -29,4 +31,29 @@ func Example() {
 		http.DefaultServeMux.ServeHTTP(w, r)
 	})}
 	log.Print(tcp.ListenAndServeTLS("", "")) // no file names: they would bypass the staple
+}
+
+// Mutual TLS by HTTP/3 that refuses clients that are revoked.
+func Example_mutualTLS() {
+	cert, err := tls.LoadX509KeyPair("cert.pem", "key.pem")
+	if err != nil {
+		log.Fatal(err)
+	}
+	pem, err := os.ReadFile("clients-ca.pem")
+	if err != nil {
+		log.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pem)
+
+	stapler := staple.Stapler{Cache: staple.DirCache("/var/cache/myserver/ocsp")}
+	defer stapler.Close()
+	checker := staple.Checker{Stapler: &stapler}
+	server := &http3.Server{Addr: ":443", Handler: http.DefaultServeMux, TLSConfig: stapler.TLSConfig(&tls.Config{
+		Certificates:     []tls.Certificate{cert},
+		ClientAuth:       tls.RequireAndVerifyClientCert,
+		ClientCAs:        roots,
+		VerifyConnection: checker.VerifyConnection,
+	})}
+	log.Print(server.ListenAndServe())
 }

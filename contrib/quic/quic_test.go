@@ -11,6 +11,9 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -57,9 +60,13 @@ func (w *world) get(t *testing.T, addr string) (*tls.ConnectionState, error) {
 }
 
 func get(t *testing.T, transport *http3.Transport, addr string) (*tls.ConnectionState, error) {
+	return getBy(t, transport, addr, http.MethodGet)
+}
+
+func getBy(t *testing.T, transport *http3.Transport, addr, method string) (*tls.ConnectionState, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, "GET", "https://"+addr, nil)
+	request, err := http.NewRequestWithContext(ctx, method, "https://"+addr, nil)
 	require.NoError(t, err)
 	response, err := transport.RoundTrip(request)
 	if err != nil {
@@ -179,4 +186,140 @@ func TestListenAndServeTLSWithFilesDoesNotStaple(t *testing.T) {
 		return err == nil
 	}, 2*time.Minute, 10*time.Millisecond)
 	require.Empty(t, cs.OCSPResponse)
+}
+
+// A Checker on either side asks about a peer that staples nothing, and refuses it once it is revoked, also where a session
+// is resumed, and before a request in 0-RTT is served.
+func TestACheckerRefusesWhoIsRevoked(t *testing.T) {
+	for side, server := range map[string]bool{"the client, by the server": true, "the server, by the client": false} {
+		t.Run(side, func(t *testing.T) {
+			w := newWorld(t)
+			cert := w.ca.Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}})
+			plain := w.ca.Leaf(stapletest.LeafOptions{})
+			checker := &staple.Checker{Stapler: w.stapler}
+			var said atomic.Pointer[error] // by the Checker, last
+			verify := func(cs tls.ConnectionState) error {
+				err := checker.VerifyConnection(cs)
+				said.Store(&err)
+				return err
+			}
+			of := &tls.Config{Certificates: []tls.Certificate{plain}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: w.ca.Roots()}
+			with := &tls.Config{Certificates: []tls.Certificate{plain}, RootCAs: w.ca.Roots(), ServerName: "localhost",
+				ClientSessionCache: tls.NewLRUClientSessionCache(0)}
+			if server {
+				of.VerifyConnection, with.Certificates[0] = verify, cert
+			} else {
+				with.VerifyConnection, of.Certificates[0] = verify, cert
+			}
+			conn := packetConn(t)
+			addr := conn.LocalAddr().String()
+			var served atomic.Int32
+			s := &http3.Server{TLSConfig: of, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				served.Add(1)
+				handler(w, r)
+			})}
+			serve(t, s, func() error { return s.Serve(conn) })
+			// visit makes one request by a connection of its own, in 0-RTT if there is a session to resume.
+			visit := func(client *tls.Config) (*tls.ConnectionState, bool, error) {
+				var dialed *quic.Conn
+				transport := &http3.Transport{TLSClientConfig: client,
+					Dial: func(ctx context.Context, addr string, c *tls.Config, q *quic.Config) (*quic.Conn, error) {
+						var err error
+						dialed, err = quic.DialAddrEarly(ctx, addr, c, q)
+						return dialed, err
+					}}
+				defer transport.Close()
+				cs, err := getBy(t, transport, addr, http3.MethodGet0RTT)
+				return cs, dialed != nil && dialed.ConnectionState().Used0RTT, err
+			}
+
+			cs, _, err := visit(with)
+			require.NoError(t, err)
+			require.False(t, cs.DidResume)
+			require.Empty(t, cs.OCSPResponse)
+			require.Eventually(t, func() bool { // the ticket comes a moment later
+				cs, early, err := visit(with)
+				require.NoError(t, err)
+				return cs.DidResume && early
+			}, 2*time.Minute, 10*time.Millisecond)
+			require.Len(t, w.responder.Requests(cert.Leaf), 1, "nobody is asked twice")
+
+			w.responder.Set(cert.Leaf, stapletest.Answer{Status: ocsp.Revoked, Delay: 100 * time.Millisecond})
+			for c := range w.stapler.Peers() {
+				c.Remove() // so that it is asked about while it connects
+			}
+			before := served.Load()
+			fresh := with.Clone()
+			fresh.ClientSessionCache = nil
+			for _, client := range []*tls.Config{with, fresh} {
+				said.Store(nil)
+				_, _, err := visit(client)
+				require.Error(t, err)
+				require.ErrorIs(t, *said.Load(), staple.ErrRevoked)
+			}
+			if server { // a client sends what is in 0-RTT before it hears of the server
+				require.Equal(t, before, served.Load(), "no request of theirs is served")
+			}
+		})
+	}
+}
+
+// A connection that is open stays open when its client is revoked, unless it is closed at the event.
+func TestAConnectionIsClosedByTheEvent(t *testing.T) {
+	w := newWorld(t)
+	cert := w.ca.Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}})
+	var mu sync.Mutex
+	open := make(map[*quic.Conn]bool)
+	checker := &staple.Checker{Stapler: w.stapler, OnEvent: func(e staple.Event) {
+		mu.Lock()
+		defer mu.Unlock()
+		for conn := range open {
+			select {
+			case <-conn.HandshakeComplete():
+				chain := conn.ConnectionState().TLS.VerifiedChains[0]
+				if e.Kind == staple.EventRevoked && slices.ContainsFunc(chain, e.Status.Leaf.Equal) {
+					conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeNoError), "revoked")
+				}
+			default:
+			}
+		}
+	}}
+	config := &tls.Config{Certificates: []tls.Certificate{w.ca.Leaf(stapletest.LeafOptions{})},
+		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: w.ca.Roots(), VerifyConnection: checker.VerifyConnection}
+	conn := packetConn(t)
+	s := &http3.Server{TLSConfig: config,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		}),
+		ConnContext: func(ctx context.Context, c *quic.Conn) context.Context {
+			mu.Lock()
+			defer mu.Unlock()
+			open[c] = true
+			context.AfterFunc(c.Context(), func() {
+				mu.Lock()
+				defer mu.Unlock()
+				delete(open, c)
+			})
+			return ctx
+		}}
+	serve(t, s, func() error { return s.Serve(conn) })
+	transport := &http3.Transport{TLSClientConfig: &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: w.ca.Roots(), ServerName: "localhost"}}
+	defer transport.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, "GET", "https://"+conn.LocalAddr().String(), nil)
+	require.NoError(t, err)
+	response, err := transport.RoundTrip(request)
+	require.NoError(t, err)
+	defer response.Body.Close()
+
+	w.responder.Set(cert.Leaf, stapletest.Answer{Status: ocsp.Revoked})
+	for c := range w.stapler.Peers() {
+		if c.Status().Leaf.Equal(cert.Leaf) {
+			require.NoError(t, c.Refresh(t.Context()))
+		}
+	}
+	_, err = io.ReadAll(response.Body)
+	require.ErrorContains(t, err, "revoked")
 }
