@@ -29,24 +29,24 @@ func (t *tree) join(it *Item) bool {
 }
 
 // part takes it out of its cohort, in which the next one leads if it did, and is asked about when it would have been.
-func (s *Schedule) part(it *Item) {
+func (a *agenda) part(it *Item) {
 	c := it.cohort
 	it.cohort = nil
 	if c == nil || c.leader != it {
 		return
 	}
-	due := s.tree.now
+	due := a.tree.now
 	if it.state == Scheduled {
 		due = it.due
 	}
-	if !s.lead(c, due) {
+	if !a.lead(c, due) {
 		delete(c.route.cohorts, c.end)
 	}
 }
 
 // lead makes the next of c its leader, which is asked about at due or when its own responder wishes, and reports
 // whether there is one.
-func (s *Schedule) lead(c *cohort, due int64) bool {
+func (a *agenda) lead(c *cohort, due int64) bool {
 	for len(c.rest) > 0 {
 		it := c.rest[0]
 		c.rest[0] = nil
@@ -55,7 +55,7 @@ func (s *Schedule) lead(c *cohort, due int64) bool {
 		case it.cohort != c:
 			continue
 		case it.state == Following:
-			s.schedule(it, max(due, it.due))
+			a.schedule(it, max(due, it.due))
 		case it.state == Storing && it.then == Following:
 			it.then, it.due = Scheduled, max(due, it.due)
 		default:
@@ -68,19 +68,19 @@ func (s *Schedule) lead(c *cohort, due int64) bool {
 }
 
 // rotate lets another one than it lead c, if there is one, now that it has failed.
-func (s *Schedule) rotate(it *Item, c *cohort, shared bool) {
-	due := s.tree.now
+func (a *agenda) rotate(it *Item, c *cohort, shared bool) {
+	due := a.tree.now
 	if !shared {
-		due += s.tree.rand.ladder(s.tree.now - c.end)
+		due += a.tree.rand.ladder(a.tree.now - c.end)
 	}
-	if s.lead(c, due) {
+	if a.lead(c, due) {
 		c.rest = append(c.rest, it)
 		it.then = Following
 	}
 }
 
 // release ends c, if there is one: something newer has come, and all the others are asked about.
-func (s *Schedule) release(c *cohort) {
+func (a *agenda) release(c *cohort) {
 	if c == nil {
 		return
 	}
@@ -93,7 +93,7 @@ func (s *Schedule) release(c *cohort) {
 		switch {
 		case it.forced: // it goes first anyway, or has been put off
 		case it.state == Following, it.state == Scheduled:
-			s.wait(it)
+			a.wait(it)
 		case it.state == Storing:
 			it.then = Waiting
 		}

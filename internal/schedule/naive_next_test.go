@@ -10,7 +10,7 @@ import (
 // look does what is due.
 func (n *naive) look() {
 	var aged, due []*entry
-	barred, before := make(map[*entry]bool), n.putOffs()
+	barred, before := make(map[*entry]bool), naivelyPutOffs(n)
 	for e := range before {
 		barred[e] = naivelyBarred(n, e)
 	}
@@ -46,7 +46,7 @@ func (n *naive) look() {
 			e.over = true
 			n.notices = append(n.notices, Notice{Item: e.it, Kind: Expired})
 			if e.state != Working {
-				n.rest(e)
+				naivelyRest(n, e)
 			}
 		case e.state == Scheduled && e.due <= n.now && e.peer && !e.forced:
 			due = append(due, e)
@@ -54,12 +54,12 @@ func (n *naive) look() {
 			n.comeDue(e)
 		}
 	}
-	n.lookAtPeers(due, barred, before)
+	naivelyLookAtPeers(n, due, barred, before)
 }
 
-// settle takes over what the schedule has chosen among those whose staples ended together, and forgets what nobody
+// naivelySettle takes over what the schedule has chosen among those whose staples ended together, and forgets what nobody
 // needs to remember.
-func (n *naive) settle() {
+func naivelySettle(n *naive) {
 	for _, e := range n.entries {
 		if !naivelyEnded(n, e) || e.forced || e.it.gone || e.peer {
 			continue
@@ -105,13 +105,13 @@ func (n *naive) settle() {
 			delete(n.scopes, sc)
 		}
 	}
-	n.takeTurns(n.asked, inAsked)
-	n.takeTurns(n.calls, inPeers)
-	n.backInTurn()
+	naivelyTakeTurns(n, n.asked, inAsked)
+	naivelyTakeTurns(n, n.calls, inPeers)
+	naivelyBackInTurn(n)
 }
 
-// takeTurns notes since when it is the turn of the hosts of those that wait in q.
-func (n *naive) takeTurns(since map[string]int, q queued) {
+// naivelyTakeTurns notes since when it is the turn of the hosts of those that wait in q.
+func naivelyTakeTurns(n *naive, since map[string]int, q queued) {
 	hosts := make(map[string]bool)
 	for _, e := range n.entries {
 		if e.where == q {
@@ -154,8 +154,8 @@ func (n *naive) next(it *Item, task Task, looked bool) {
 		n.fault("more than %d workers", n.s.workers)
 		return
 	}
-	got, before := n.of(it), n.putOffs()
-	defer func() { n.dismiss(before) }()
+	got, before := n.of(it), naivelyPutOffs(n)
+	defer func() { naivelyDismiss(n, before) }()
 	want, kind := naivelyChoose(n, working, peekers, got)
 	switch {
 	case task == kind && (task == Nothing || slices.Contains(want, got)):
@@ -345,7 +345,7 @@ func looked(s *Schedule, now int64) bool {
 // compare returns how the schedule differs.
 func (n *naive) compare(notices []Notice) error {
 	defer func() { n.notices, n.refused, n.began = nil, nil, false }()
-	n.settle()
+	naivelySettle(n)
 	n.tell(notices)
 	if n.err != nil {
 		return n.err

@@ -141,7 +141,7 @@ func (n *naive) done(e *entry, o Outcome, inCohort bool, via scope) {
 		if o.Asked && via != (scope{}) {
 			naivelyWell(n, e, via)
 		}
-		n.move(e, o.At)
+		naivelyMove(n, e, o.At)
 	}
 	e.then = Scheduled
 	switch {
@@ -149,8 +149,8 @@ func (n *naive) done(e *entry, o Outcome, inCohort bool, via scope) {
 		e.then, e.forced = Idle, false
 		return
 	case o.Result == Newer:
-		n.take(e, o.Held, n.now)
-		n.follow(e, old, was)
+		naivelyTake(n, e, o.Held, n.now)
+		naivelyFollow(n, e, old, was)
 		w := naivelyRefresh(n, e)
 		if w.from > n.now || !o.Asked {
 			e.due = naivelyDueIn(n, e, w)

@@ -17,7 +17,7 @@ func (n *naive) setPeer(e *entry, peer bool) {
 	naivelyWithdraw(n, e)
 	switch {
 	case due && peer:
-		n.doze(e)
+		naivelyDoze(n, e)
 	case due:
 		n.comeDue(e)
 	case e.state == Storing && e.then == Following:
@@ -39,8 +39,8 @@ func (n *naive) wake(e *entry) {
 	}
 }
 
-// doze makes a peer that is due sleep, unless it has come since it was asked about last.
-func (n *naive) doze(e *entry) {
+// naivelyDoze makes a peer that is due sleep, unless it has come since it was asked about last.
+func naivelyDoze(n *naive, e *entry) {
 	naivelyWithdraw(n, e)
 	if e.seen == visited {
 		n.comeDue(e)
@@ -98,8 +98,8 @@ func (n *naive) putOff(e *entry, tell bool, spans ...span) {
 	}
 }
 
-// callers returns the peers that wait, at each host the first first.
-func (n *naive) callers() map[string][]*entry {
+// naivelyCallers returns the peers that wait, at each host the first first.
+func naivelyCallers(n *naive) map[string][]*entry {
 	all := make(map[string][]*entry)
 	for _, e := range n.entries {
 		if e.where == inPeers {
@@ -114,10 +114,10 @@ func (n *naive) callers() map[string][]*entry {
 	return all
 }
 
-// backInTurn takes over whether the first of those who wait at a host now came before the last of the others left there, if all
+// naivelyBackInTurn takes over whether the first of those who wait at a host now came before the last of the others left there, if all
 // that was in this operation: if not, it is no longer its turn since then.
-func (n *naive) backInTurn() {
-	for h, here := range n.callers() {
+func naivelyBackInTurn(n *naive) {
+	for h, here := range naivelyCallers(n) {
 		if slices.ContainsFunc(here, func(e *entry) bool { return e.arrived != n.op }) {
 			continue
 		}
@@ -156,7 +156,7 @@ func naivelyChoosePeers(n *naive, served []way, got *entry) (*entry, Task) {
 			return nil, Nothing
 		}
 	}
-	callers := n.callers()
+	callers := naivelyCallers(n)
 	hosts := slices.SortedFunc(maps.Keys(callers), func(a, b string) int { return cmp.Compare(n.calls[a], n.calls[b]) })
 	var first *entry
 	var task Task
@@ -198,9 +198,9 @@ func naivelyServed(n *naive) (all []way) {
 	return all
 }
 
-// dismiss takes over whom the schedule has put off of those that wait where a pause lets nobody through any more. Those that
+// naivelyDismiss takes over whom the schedule has put off of those that wait where a pause lets nobody through any more. Those that
 // are asked about at several hosts may wait for their turn first.
-func (n *naive) dismiss(before map[*entry]span) {
+func naivelyDismiss(n *naive, before map[*entry]span) {
 	for _, e := range n.entries {
 		if e.where != inPeers || !naivelyBarred(n, e) {
 			continue
@@ -215,8 +215,8 @@ func (n *naive) dismiss(before map[*entry]span) {
 	}
 }
 
-// putOffs returns when those peers would be due that wait and have an answer.
-func (n *naive) putOffs() map[*entry]span {
+// naivelyPutOffs returns when those peers would be due that wait and have an answer.
+func naivelyPutOffs(n *naive) map[*entry]span {
 	all := make(map[*entry]span)
 	for _, e := range n.entries {
 		if e.peer {
@@ -226,14 +226,14 @@ func (n *naive) putOffs() map[*entry]span {
 	return all
 }
 
-// lookAtPeers does what is due about peers; was is who of them was barred, and when they would have been due, before anybody
+// naivelyLookAtPeers does what is due about peers; was is who of them was barred, and when they would have been due, before anybody
 // looked at others.
-func (n *naive) lookAtPeers(due []*entry, barred map[*entry]bool, before map[*entry]span) {
+func naivelyLookAtPeers(n *naive, due []*entry, barred map[*entry]bool, before map[*entry]span) {
 	for _, e := range due {
 		naivelyWithdraw(n, e)
 		switch now := naivelyBarred(n, e); {
 		case e.seen != visited:
-			n.doze(e)
+			naivelyDoze(n, e)
 		case now && barred[e], (now || barred[e]) && e.it.queued != inPeers:
 			hull := naivelyPutOff(n, e)
 			hull.from, hull.to = min(hull.from, before[e].from), max(hull.to, before[e].to)

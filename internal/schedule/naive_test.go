@@ -336,8 +336,8 @@ func (n *naive) start(e *entry) {
 	}
 }
 
-// rest makes nobody be asked about it.
-func (n *naive) rest(e *entry) {
+// naivelyRest makes nobody be asked about it.
+func naivelyRest(n *naive, e *entry) {
 	naivelyWithdraw(n, e)
 	e.forced, e.dormant = false, false
 	if e.state == Storing {
@@ -352,8 +352,8 @@ func (n *naive) hold(e *entry, h Held) {
 	if old.end == 0 {
 		came = 0 // it was there before
 	}
-	n.take(e, h, came)
-	n.follow(e, old, e.name)
+	naivelyTake(n, e, h, came)
+	naivelyFollow(n, e, old, e.name)
 	if e.forced && naivelyCurrent(n, e) && !h.Revoked && e.due >= e.held.end {
 		e.due = e.held.end
 		if e.held.end >= e.expires {
@@ -370,8 +370,8 @@ func (n *naive) hold(e *entry, h Held) {
 	}
 }
 
-// take makes h what is held, since it came.
-func (n *naive) take(e *entry, h Held, came int64) {
+// naivelyTake makes h what is held, since it came.
+func naivelyTake(n *naive, e *entry, h Held, came int64) {
 	e.held = held{start: h.ThisUpdate.UnixMicro(), until: h.Until.UnixMicro(), end: h.End.UnixMicro(), revoked: h.Revoked, quiet: h.Quiet}
 	e.held.from = min(max(came, e.held.start), e.held.end)
 	e.held.stage = naivelyStage(n, e)
@@ -389,8 +389,8 @@ func naivelyStage(n *naive, e *entry) (stage int8) {
 	return stage
 }
 
-// follow makes all wait who followed one that had old, and took a route.
-func (n *naive) follow(e *entry, old held, route string) {
+// naivelyFollow makes all wait who followed one that had old, and took a route.
+func naivelyFollow(n *naive, e *entry, old held, route string) {
 	for _, o := range n.entries {
 		if o == e || o.peer || old.end == 0 || o.held.end != old.end || o.name != route || !naivelyEnded(n, o) || o.lone {
 			continue
@@ -419,8 +419,8 @@ func (n *naive) refreshNow(e *entry) {
 	}
 }
 
-// move makes it be asked about elsewhere, as if it never was before.
-func (n *naive) move(e *entry, at []Source) {
+// naivelyMove makes it be asked about elsewhere, as if it never was before.
+func naivelyMove(n *naive, e *entry, at []Source) {
 	e.route(at)
 	e.tries, e.fails, e.shared, e.peeked = 0, 0, 0, false
 }
@@ -438,7 +438,7 @@ func (n *naive) moveNow(e *entry, at []Source) {
 	if forced && !slices.ContainsFunc(n.entries, func(o *entry) bool { return o.where == inAsked && o.at[0].Host == from }) {
 		delete(n.asked, from)
 	}
-	n.move(e, at)
+	naivelyMove(n, e, at)
 	if e.state != Storing && e.state != Idle {
 		n.comeDue(e)
 	}

@@ -229,9 +229,9 @@ func (t *tree) blame(it *Item, o Outcome) (shared bool, retryAfter time.Duration
 }
 
 // move makes it be asked about at other URLs, whose failures say nothing of those before.
-func (s *Schedule) move(it *Item, at []Source) {
-	s.part(it)
-	s.tree.reroute(it, it.route.ca, at)
+func (a *agenda) move(it *Item, at []Source) {
+	a.part(it)
+	a.tree.reroute(it, it.route.ca, at)
 	it.tries, it.fails, it.shared, it.peeked = 0, 0, 0, false
 }
 

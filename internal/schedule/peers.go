@@ -68,65 +68,48 @@ func (s *Schedule) Wake(it *Item, now time.Time) {
 }
 
 // doze makes a peer that is due sleep, unless it has come again.
-func (s *Schedule) doze(it *Item) {
+func (a *agenda) doze(it *Item) {
 	if it.seen.CompareAndSwap(unseen, asleep); it.seen.Load() == visited {
-		s.comeDue(it)
+		a.comeDue(it)
 		return
 	}
 	it.state, it.dormant = Idle, true
-	s.watch(it)
-}
-
-// call puts it among the peers that wait at its host.
-func (t *tree) call(it *Item) {
-	t.turns++
-	it.class, it.turn = fresh, t.turns
-	h := it.route.ends[0].host()
-	if h.visitors.peers.put(it, byClass); len(h.visitors.peers) == 1 {
-		t.callers = append(t.callers, h)
-	}
-}
-
-func (t *tree) uncall(it *Item) {
-	h := it.route.ends[0].host()
-	if h.visitors.peers.drop(it, byClass); len(h.visitors.peers) == 0 {
-		t.callers = slices.DeleteFunc(t.callers, func(o *node) bool { return o == h })
-	}
+	a.watch(it)
 }
 
 // barred reports whether a peer is to be put off, since what it needs pauses, and lets nobody through now.
-func (s *Schedule) barred(it *Item) bool {
-	return it.opening(s.tree.now) == nil && it.route.blocks() != nil && (!s.peeks || it.peeked)
+func (a *agenda) barred(it *Item) bool {
+	return it.opening(a.tree.now) == nil && it.route.blocks() != nil && (!a.peeks || it.peeked)
 }
 
 // putOff ends a round of a peer before it began, since what it needs pauses, and tells of it if nobody knows yet.
-func (s *Schedule) putOff(it *Item, tell bool) {
+func (a *agenda) putOff(it *Item, tell bool) {
 	it.state, it.toldFirst, it.peeked = Idle, true, false
 	if tell {
-		s.notices = append(s.notices, Notice{it, Paused, it.route.blocks().pause.err})
+		a.notices = append(a.notices, Notice{it, Paused, it.route.blocks().pause.err})
 	}
 	h := &it.held
-	if !h.current(s.tree.now) && !h.revoked {
+	if !h.current(a.tree.now) && !h.revoked {
 		it.seen.Store(asleep) // whoever waited for it is told
 		it.dormant = true
-		s.watch(it)
+		a.watch(it)
 		return
 	}
-	wait := min(h.patience(s.tree.now)/4, 5*minute)
-	s.schedule(it, it.clip(max(it.opens(s.tree.now), s.tree.now)+minPause+s.tree.rand.jitter(wait), s.tree.now))
+	wait := min(h.patience(a.tree.now)/4, 5*minute)
+	a.schedule(it, it.clip(max(it.opens(a.tree.now), a.tree.now)+minPause+a.tree.rand.jitter(wait), a.tree.now))
 }
 
 // dismiss puts peers off that wait where a pause lets nobody through any more.
-func (s *Schedule) dismiss() {
-	for _, n := range s.tree.shut {
+func (a *agenda) dismiss() {
+	for _, n := range a.tree.shut {
 		for _, it := range slices.Clone(n.host().visitors.peers) {
-			if s.barred(it) {
-				s.withdraw(it)
-				s.putOff(it, true)
+			if a.barred(it) {
+				a.withdraw(it)
+				a.putOff(it, true)
 			}
 		}
 	}
-	s.tree.shut = nil
+	a.tree.shut = nil
 }
 
 // opening returns an end of its route that a peer may be asked about at now, or nil.

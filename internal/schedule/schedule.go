@@ -30,7 +30,7 @@
 // the last quarter of it, then peers, then the rest, then what has no staple and failed three times, and host by
 // host among equals. Who is at fault for a failure pauses
 // (host, URL, or authority at a URL), and it is a tree of these that the items wait in: see tree and pause. When
-// an item is due is in plan.go.
+// an item is due is in plan.go, and how one goes from state to state in agenda.go.
 //
 // What is asked for need not be the same each time: an item whose issuer is to be found first waits where that is, and
 // goes on from there to its responders ([Elsewhere], [Schedule.Move]). Both pause in the same way.
@@ -71,24 +71,19 @@ type Notice struct {
 
 // A Schedule is the whole: see the package's documentation.
 type Schedule struct {
-	tree    tree
+	agenda
 	workers int
 	working int
-	peeks   bool
 	peekers int // workers that peek
-	alarms  heap[*Item]
-	peeking []*Item
-	notices []Notice
 }
 
 // New returns an empty schedule for a number of workers. rand returns a random number below n. peeks tells
 // whether it is worth while to look into a cache, once, while those who could be asked pause.
 func New(workers int, rand func(n int64) int64, peeks bool) *Schedule {
 	return &Schedule{
-		tree: tree{rand: rand, share: int32(max(workers/2, 1)), nodes: make(map[nodeKey]*node),
-			routes: make(map[string]*route)},
+		agenda: agenda{peeks: peeks, tree: tree{rand: rand, share: int32(max(workers/2, 1)), nodes: make(map[nodeKey]*node),
+			routes: make(map[string]*route)}},
 		workers: workers,
-		peeks:   peeks,
 	}
 }
 
@@ -140,17 +135,6 @@ func (s *Schedule) Rest(it *Item, now time.Time) {
 		it.toldFirst = true
 		s.rest(it)
 		s.watch(it)
-	}
-}
-
-// rest makes it Idle, as soon as no worker has it.
-func (s *Schedule) rest(it *Item) {
-	s.withdraw(it)
-	it.forced = false
-	if it.state == Storing {
-		it.then = Idle
-	} else {
-		it.state = Idle
 	}
 }
 
@@ -253,127 +237,6 @@ func (s *Schedule) Look(now time.Time) {
 	}
 }
 
-// look does what is due about it.
-func (s *Schedule) look(it *Item) {
-	now := s.tree.now
-	h := &it.held
-	if stage := h.stage; h.age(now) > stage {
-		kind := StapleEnding
-		if h.stage == moments {
-			kind = StapleEnded
-			if it.state != Idle && !it.over && !h.revoked && !it.peer {
-				s.tree.ended(it.route)
-			}
-		}
-		if !h.quiet {
-			s.notices = append(s.notices, Notice{Item: it, Kind: kind})
-		}
-		if it.queued == inRoute { // it may have become more urgent, or one of a cohort
-			s.withdraw(it)
-			s.comeDue(it)
-		}
-	}
-	switch {
-	case now >= it.expires && !it.over && (it.state != Idle || it.dormant):
-		it.over = true
-		s.notices = append(s.notices, Notice{Item: it, Kind: Expired})
-		if it.state != Working {
-			s.rest(it)
-		}
-	case it.state == Scheduled && it.due <= now && it.peer && !it.forced:
-		s.doze(it)
-	case it.state == Scheduled && it.due <= now:
-		s.comeDue(it)
-	case it.waits != 0 && it.waits <= now:
-		s.tree.tell(it)
-		it.waits = 0
-	}
-	s.watch(it)
-}
-
-// watch sets when to look at it.
-func (s *Schedule) watch(it *Item) {
-	h := &it.held
-	at := far
-	if h.end > 0 && h.stage < moments {
-		at = h.moment(h.stage)
-	}
-	if (it.state != Idle || it.dormant) && !it.over {
-		at = min(at, it.expires)
-	}
-	if it.state == Scheduled {
-		at = min(at, it.due)
-	}
-	if it.waits != 0 {
-		at = min(at, it.waits)
-	}
-	if at == far || it.gone {
-		s.alarms.drop(it, byTime)
-		return
-	}
-	it.at = at
-	s.alarms.put(it, byTime)
-}
-
-func (s *Schedule) schedule(it *Item, due int64) {
-	it.state, it.due, it.waits = Scheduled, due, 0
-	s.watch(it)
-}
-
-// comeDue makes it wait, unless others are to go first.
-func (s *Schedule) comeDue(it *Item) {
-	it.state, it.dormant = Waiting, false
-	switch {
-	case it.forced:
-		it.queued = inAsked
-		s.tree.ask(it)
-	case it.peer && s.barred(it):
-		s.putOff(it, true)
-		return
-	case it.peer:
-		it.queued = inPeers
-		s.tree.call(it)
-	case it.cohort == nil && it.held.end > 0 && !it.held.current(s.tree.now) && !it.held.revoked && !s.tree.join(it):
-		it.state = Following
-		s.tree.await(it)
-	case s.peeks && !it.peeked && it.route.blocks() != nil:
-		it.queued = inPeeks
-		s.peeking = append(s.peeking, it)
-	default:
-		s.wait(it)
-		return
-	}
-	s.watch(it)
-}
-
-// wait puts it among those that wait at its route.
-func (s *Schedule) wait(it *Item) {
-	it.state, it.queued = Waiting, inRoute
-	it.class = it.urgency(s.tree.now)
-	it.rank.end = far
-	if it.held.current(s.tree.now) {
-		it.rank.end = it.held.end
-	}
-	s.tree.put(it)
-	s.tree.await(it)
-	s.watch(it)
-}
-
-// withdraw takes it out of whatever it waits in.
-func (s *Schedule) withdraw(it *Item) {
-	switch it.queued {
-	case inRoute:
-		s.tree.drop(it)
-	case inAsked:
-		s.tree.unask(it)
-	case inPeers:
-		s.tree.uncall(it)
-	}
-	it.queued = notQueued
-	it.waits, it.dormant = 0, false
-	s.part(it)
-}
-
 // Next returns what a free worker is to do now; Nothing if there is no free worker, or nothing to do. There may be notices
 // after either: of peers that a pause lets nobody ask about any more.
 func (s *Schedule) Next(now time.Time) (*Item, Task) {
@@ -383,7 +246,7 @@ func (s *Schedule) Next(now time.Time) (*Item, Task) {
 		return nil, Nothing
 	}
 	task := Ask
-	it, end := s.tree.nextAsked()
+	it, end := s.tree.nextAsked(s.tree.share)
 	for it == nil && len(s.peeking) > 0 && s.peekers < int(s.tree.share) {
 		if first := s.peeking[0]; first.queued == inPeeks && !first.gone {
 			it, task = first, Peek

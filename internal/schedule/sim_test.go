@@ -182,7 +182,7 @@ func (m *sim) operate() {
 			m.do(func() { m.Rest(it, m.at()) }, func(n *naive) {
 				if e := n.of(it); e.state != Working {
 					e.told = true
-					n.rest(e)
+					naivelyRest(n, e)
 				}
 			}, "Rest %d", m.number(it))
 		}
@@ -367,7 +367,7 @@ func (m *sim) done(it *Item, o Outcome) {
 	m.do(func() { m.Done(it, o, m.at()) }, func(n *naive) {
 		n.done(n.of(it), o, inCohort, via)
 		if o.Result == Failed && o.Asked && !it.gone {
-			n.dismiss(nil)
+			naivelyDismiss(n, nil)
 		}
 	}, "Done %d: %s", m.number(it), brief(o))
 }

@@ -8,21 +8,18 @@ import "slices"
 // in the queue of its parent, and a host in hosts, or in full if it has its share of the workers. So whose turn
 // it is stands at the top of each queue, and a change moves those on the way up and nobody else.
 type tree struct {
-	now     int64 // in Unix microseconds
-	rand    chance
-	share   int32 // of the workers, that a host may have while others wait
-	turns   uint64
-	nodes   map[nodeKey]*node
-	routes  map[string]*route
-	hosts   queue[*node]
-	full    queue[*node]
-	asked   []*node     // hosts about whose certificates Refresh asks, the next first
-	callers []*node     // hosts about whose peers somebody waits to ask, the next first
-	calls   int32       // workers of peers
-	called  bool        // whoever was asked about last is one
-	shut    []*node     // whose pause may just have shut peers out that wait
-	alarms  heap[*node] // when a pause lets somebody through
-	told    []Notice    // of first rounds that a pause has ended
+	now    int64 // in Unix microseconds
+	rand   chance
+	share  int32 // of the workers, that a host may have while others wait
+	turns  uint64
+	nodes  map[nodeKey]*node
+	routes map[string]*route
+	hosts  queue[*node]
+	full   queue[*node]
+	lobby
+	shut   []*node     // whose pause may just have shut peers out that wait
+	alarms heap[*node] // when a pause lets somebody through
+	told   []Notice    // of first rounds that a pause has ended
 }
 
 // A level is what a node stands for.
@@ -54,15 +51,6 @@ type node struct {
 	inFlight int32
 	pause    pause
 	visitors *visitors // of a host
-}
-
-// visitors are those who come to a host otherwise than through the queues.
-type visitors struct {
-	asked  []*Item     // by Refresh, the first first
-	peers  heap[*Item] // that wait
-	calls  int32       // requests about peers in flight
-	untold []*Item     // those beneath that wait for their first round, and some that did
-	swept  int         // how many were left when the others were taken out
 }
 
 // A route is what certificates of one authority have in common if they name the same URLs.
@@ -255,25 +243,6 @@ func (t *tree) watch(n *node) {
 	}
 }
 
-// nextAsked returns whose turn it is among those that Refresh asks about, and at which end of its route, or nil.
-func (t *tree) nextAsked() (*Item, *node) {
-	for i, h := range t.asked {
-		if h.inFlight >= t.share {
-			continue // of these there are two at most
-		}
-		it := h.visitors.asked[0]
-		h.visitors.asked[0] = nil
-		h.visitors.asked = h.visitors.asked[1:]
-		copy(t.asked[1:], t.asked[:i])
-		t.asked = t.asked[1:]
-		if len(h.visitors.asked) > 0 {
-			t.asked = append(t.asked, h)
-		}
-		return it, it.route.ends[0]
-	}
-	return nil, nil
-}
-
 // next returns whose turn it is among the others, and at which end of its route, or nil.
 func (t *tree) next() (*Item, *node) {
 	q := &t.hosts
@@ -294,22 +263,6 @@ func (t *tree) next() (*Item, *node) {
 		q = &n.queue
 	}
 	return nil, nil
-}
-
-// ask puts it before all others of its host: see Schedule.Refresh.
-func (t *tree) ask(it *Item) {
-	h := it.route.ends[0].host()
-	if h.visitors.asked = append(h.visitors.asked, it); len(h.visitors.asked) == 1 {
-		t.asked = append(t.asked, h)
-	}
-}
-
-func (t *tree) unask(it *Item) {
-	h := it.route.ends[0].host()
-	h.visitors.asked = slices.DeleteFunc(h.visitors.asked, func(o *Item) bool { return o == it })
-	if len(h.visitors.asked) == 0 {
-		t.asked = slices.DeleteFunc(t.asked, func(o *node) bool { return o == h })
-	}
 }
 
 // occupy says that a worker has gone to end, or come back from there.
