@@ -103,6 +103,14 @@ func TestTheREADMEIsShort(t *testing.T) {
 	require.LessOrEqual(t, strings.Count(pages(t)[filepath.Join("..", "README.md")], "\n"), 150)
 }
 
+func TestEachPageSaysWhomItIsFor(t *testing.T) {
+	for page, text := range pages(t) {
+		if filepath.Dir(page) == filepath.Join("..", "docs") {
+			require.Regexp(t, `^# .*\n\nThis is for `, text, page)
+		}
+	}
+}
+
 // What the Go in the pages is about.
 const world = `
 var (
