@@ -68,7 +68,7 @@ func TestStapleKeepsItsStapleAndIsNeverRefused(t *testing.T) {
 	require.Empty(t, want)
 }
 
-// What the README says of them.
+// What docs/measurements.md says of them.
 func TestPeersStapleWhatTheTableSays(t *testing.T) {
 	const mayCome = "^(none, )*(good(, )?)*$" // depending on who is faster
 	wants := map[string]map[string]string{

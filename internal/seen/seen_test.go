@@ -287,7 +287,7 @@ func TestATableIsWhatANaiveOneIs(t *testing.T) {
 	leaves := make(map[int][]byte)
 	now := start
 	for step := range 20000 {
-		now = now.Add(time.Duration(r.IntN(int(2 * time.Hour))))
+		now = now.Add(time.Duration(r.Int64N(int64(2 * time.Hour))))
 		n, o := r.IntN(20), owners[r.IntN(len(owners))]
 		if leaves[n] == nil || r.IntN(4) == 0 {
 			leaves[n] = leafOf(n)
