@@ -98,6 +98,14 @@ func (n *naive) putOff(e *entry, tell bool, spans ...span) {
 	}
 }
 
+// naivelyLeave: nobody waits for it any more.
+func naivelyLeave(n *naive, e *entry) {
+	if e.where == inPeers {
+		naivelyWithdraw(n, e)
+		e.state, e.dormant, e.seen = Idle, true, asleep
+	}
+}
+
 // naivelyCallers returns the peers that wait, at each host the first first.
 func naivelyCallers(n *naive) map[string][]*entry {
 	all := make(map[string][]*entry)

@@ -545,3 +545,29 @@ func TestAFloodOfPeersCostsWhatIsServedNothing(t *testing.T) {
 	w.settle(time.Minute)
 	require.Less(t, w.now.Sub(start), 1500*time.Millisecond) // at 8 workers and 20 ms
 }
+
+func TestAPeerForWhomNobodyWaitsLeavesTheQueue(t *testing.T) {
+	s := newScript(t, 1)
+	var peers []*Item
+	for range 3 {
+		it := new(Item)
+		s.SetPeer(it, true, s.now)
+		s.Add(it, "ca", []Source{at("h/u")}, s.now.Add(1000*24*time.Hour))
+		s.items = append(s.items, it)
+		it.Visit()
+		s.Start(it, s.now)
+		peers = append(peers, it)
+	}
+	require.Equal(t, peers[0], s.next())
+	require.False(t, s.Leave(peers[0], s.now), "a worker has it")
+	require.True(t, s.Leave(peers[1], s.now))
+	require.False(t, s.Leave(peers[1], s.now))
+	s.ok(peers[0])
+	require.Equal(t, peers[2], s.next())
+	s.ok(peers[2])
+	require.Nil(t, s.next())
+	require.True(t, peers[1].Visit(), "it is to be woken")
+	s.Wake(peers[1], s.now)
+	require.Equal(t, peers[1], s.next())
+	s.ok(peers[1])
+}

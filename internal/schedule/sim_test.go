@@ -159,7 +159,7 @@ func (m *sim) operate() {
 		}
 		return of[m.upTo(len(of))]
 	}
-	switch m.upTo(29) {
+	switch m.upTo(30) {
 	case 0, 1:
 		if len(m.items) < 24 {
 			m.add()
@@ -236,6 +236,10 @@ func (m *sim) operate() {
 	case 27:
 		if it := one(m.items); it != nil && m.peers > 0 {
 			m.setPeer(it, m.upTo(2) == 0)
+		}
+	case 29:
+		if it := one(m.items); it != nil && it.peer {
+			m.do(func() { m.Leave(it, m.at()) }, func(n *naive) { naivelyLeave(n, n.of(it)) }, "Leave %d", m.number(it))
 		}
 	case 23:
 		if it := one(m.items); it != nil && !it.peer { // of a peer the issuer is known
