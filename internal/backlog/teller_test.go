@@ -65,6 +65,9 @@ func TestWhoeverHangsMissesTheLeastImportantAndLearnsHowMany(t *testing.T) {
 		close(hangs)
 		l.crew.Wait()
 		require.Equal(t, []string{"0", "behind", "1", "3", "5", "missed 2"}, l.heard)
+		l.add(7)
+		l.crew.Wait()
+		require.Equal(t, []string{"7"}, l.heard[6:], "which is said once")
 	})
 }
 
