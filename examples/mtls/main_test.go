@@ -47,12 +47,11 @@ func TestRun(t *testing.T) {
 
 // A world is a server on a listener, and what it takes.
 type world struct {
-	ca        *stapletest.CA
-	responder *stapletest.Responder
-	stapler   *staple.Stapler
-	url       string
-	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
-	output    lockedBuffer
+	ca      *stapletest.CA
+	stapler *staple.Stapler
+	url     string
+	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
+	output  lockedBuffer
 }
 
 // A lockedBuffer is what a server prints.

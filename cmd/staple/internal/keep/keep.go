@@ -33,10 +33,11 @@ import (
 
 const usage = `usage: staple keep [flags] PATH...
 
-Keeps the OCSP response of each chain in NAME.ocsp beside its PEM file NAME, for
-servers that read responses from files: verified, renewed in time, and removed
-when it ends, when the certificate is revoked, and when the chain is gone. PATH
-is a PEM file, or a folder of them. Files may come, change and go meanwhile.
+    staple keep -exec 'nginx -s reload' /etc/ssl/sites
+
+Keeps the OCSP response of each chain in NAME.ocsp beside its PEM file NAME,
+verified, renewed in time, and removed when it ends, is revoked, or the chain is
+gone. PATH is a PEM file, or a folder of them, which may come, change and go.
 
   -suffix .ocsp    what is added to NAME
   -cache DIR       a folder that keeps responses and revocations, too
