@@ -134,6 +134,7 @@ func own(cert *x509.Certificate) *x509.Certificate {
 // remember makes a certificate that of a peer.
 func (p *peers) remember(cert, issuer *x509.Certificate) *entry {
 	g := p.engine
+	by := issuer
 	cert = own(cert)
 	if c, err := issuers.Intern(bytes.Clone(issuer.Raw)); err == nil {
 		issuer = c
@@ -166,7 +167,7 @@ func (p *peers) remember(cert, issuer *x509.Certificate) *entry {
 		e.peer = new(Certificate)
 		e.peer.slot.Of = e
 		if e.tally == nil {
-			e.tally = p.tallies.Of(issuer)
+			e.tally = p.tallies.Of(by)
 		}
 		if len(e.handles) == 0 && !g.closed {
 			if err := unanswerable(cert, wall.Now()); err != nil {

@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -82,17 +83,19 @@ func parse(args []string) (o options, err error) {
 	flags.BoolVar(&o.once, "once", false, "")
 	flags.BoolVar(&o.json, "json", false, "")
 	flags.BoolVar(&o.verbose, "v", false, "")
-	if err := flags.Parse(args); err != nil {
-		return o, err
-	}
-	o.paths = flags.Args()
-	for _, p := range o.paths {
-		switch {
-		case p == "":
-			return o, errors.New("a PATH is empty")
-		case p[0] == '-':
-			return o, fmt.Errorf("%s: flags go before the first PATH; a file of that name is ./%s", p, p)
+	for rest := args; ; { // flags before, among and after paths
+		if err := flags.Parse(rest); err != nil {
+			return o, err
 		}
+		left := flags.Args()
+		if parsed := len(rest) - len(left); len(left) == 0 || parsed > 0 && rest[parsed-1] == "--" {
+			o.paths = append(o.paths, left...)
+			break
+		}
+		o.paths, rest = append(o.paths, left[0]), left[1:]
+	}
+	if slices.Contains(o.paths, "") {
+		return o, errors.New("a PATH is empty")
 	}
 	switch {
 	case len(o.paths) == 0:

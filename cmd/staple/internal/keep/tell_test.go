@@ -369,7 +369,6 @@ func TestWrongUsageIsOneLine(t *testing.T) {
 		"no path":              {},
 		"an empty path":        {""},
 		"an unknown flag":      {"-nonsense", "."},
-		"a flag after a path":  {".", "-once"},
 		"an empty suffix":      {"-suffix", "", "."},
 		"a suffix with a path": {"-suffix", "/../x", "."},
 		"a suffix with a line": {"-suffix", "a\nb", "."},
