@@ -117,7 +117,7 @@ func TestRunRefusesWhatItCannotPrint(t *testing.T) {
 		args            []string
 		want            string
 	}{
-		{"an unknown table", "1x", 1, []string{"verify", "nonsense"}, `no table "nonsense", want some of: first handshake memory restart select trim verify`},
+		{"an unknown table", "1x", 1, []string{"verify", "nonsense"}, `no table "nonsense", want some of: checker first handshake memory peers restart select trim verify`},
 		{"no certificates", "1x", 0, nil, "-most 0: "},
 		{"no time", "soon", 1, []string{"verify"}, "-benchtime soon: "},
 	} {

@@ -53,8 +53,7 @@ func checkerTable(w io.Writer, most int) error {
 	}
 	printTable(w, rows)
 
-	base := &tls.Config{Certificates: last.fleet.certs[:1], ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: x509.NewCertPool()}
-	base.ClientCAs.AddCert(last.fleet.issuer)
+	base := &tls.Config{Certificates: last.fleet.certs[:1], ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool(last.fleet.issuer)}
 	checked := base.Clone()
 	checked.VerifyConnection = last.checker.VerifyConnection
 	one, err := newKnownPeers(1)
@@ -63,8 +62,7 @@ func checkerTable(w io.Writer, most int) error {
 	}
 	defer one.stapler.Close()
 	oneBase := base.Clone()
-	oneBase.ClientCAs = x509.NewCertPool()
-	oneBase.ClientCAs.AddCert(one.fleet.issuer)
+	oneBase.ClientCAs = pool(one.fleet.issuer)
 	oneChecked := oneBase.Clone()
 	oneChecked.VerifyConnection = one.checker.VerifyConnection
 	return rateTable(w, []contender{
@@ -74,6 +72,12 @@ func checkerTable(w io.Writer, most int) error {
 		{"crypto/tls, one client", one.handshakes(oneBase)},
 		{"with a Checker", one.handshakes(oneChecked)},
 	})
+}
+
+func pool(root *x509.Certificate) *x509.CertPool {
+	p := x509.NewCertPool()
+	p.AddCert(root)
+	return p
 }
 
 // knownPeers is a Checker, and clients that it knows.
