@@ -301,15 +301,18 @@ func TestTinyproxyFromTheClient(t *testing.T) {
 func TestAHungHostCostsOthersNothingOnSockets(t *testing.T) {
 	w := world.New(t)
 	w.Responder.Set(nil, stapletest.Answer{Delay: 10 * time.Millisecond})
-	var hanging, most atomic.Int32
+	var hanging, most, answered atomic.Int32
 	dead := testhttp.ServeRaw(t, func(conn net.Conn) {
-		if n := hanging.Add(1); n > most.Load() {
-			most.Store(n)
-		}
+		hanging.Add(1)
 		defer hanging.Add(-1)
 		testhttp.Hangs(conn)
 	})
-	live := testhttp.NewServer(t, w.Responder)
+	live := testhttp.NewServer(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if n := hanging.Load(); answered.Add(1) < 450 && n > most.Load() { // while others wait for their turn here
+			most.Store(n)
+		}
+		w.Responder.ServeHTTP(rw, r)
+	}))
 	s := w.Stapler(overSockets)
 	key := w.Leaf().PrivateKey
 	var certs []tls.Certificate
