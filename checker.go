@@ -148,28 +148,22 @@ func (c *Checker) VerifyConnection(cs tls.ConnectionState) error {
 	if !cs.DidResume || k.requireStaple {
 		q.staple = cs.OCSPResponse
 	}
-	if len(q.staple) == 0 {
-		if q.must, err = k.unstapled(leaf, &cs); err != nil {
-			k.countRefused(cs.VerifiedChains[0][1])
-			return fmt.Errorf("staple: %s: %w", name.Of(leaf), err)
-		}
+	if len(q.staple) == 0 && k.requireStaple {
+		k.countRefused(cs.VerifiedChains[0][1])
+		return fmt.Errorf("staple: %s: no staple, and Checker.RequireStaple is set", name.Of(leaf))
 	}
+	q.bare = len(q.staple) == 0 && !(cs.DidResume && len(cs.OCSPResponse) > 0)
+	q.resumed, q.version = cs.DidResume, cs.Version
 	return q.decide(context.Background(), cs.VerifiedChains)
 }
 
 // unstapled decides about a leaf that came without a staple: it is refused, or must have an answer, FailOpen or not, or
 // neither.
-func (k *checking) unstapled(leaf *x509.Certificate, cs *tls.ConnectionState) (must bool, err error) {
-	switch {
-	case k.requireStaple:
-		return false, errors.New("no staple, and Checker.RequireStaple is set")
-	case cs.DidResume && len(cs.OCSPResponse) > 0:
-		return false, nil
-	}
+func (q *inquiry) unstapled(leaf *x509.Certificate) (must bool, err error) {
 	must, err = muststaple.Read(leaf)
-	cannot := cs.Version < tls.VersionTLS13 && slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
+	cannot := q.version < tls.VersionTLS13 && slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
 	switch {
-	case cs.DidResume: // the connection that began it was judged
+	case q.resumed: // the connection that began it was judged
 		return must && cannot, nil
 	case err != nil:
 		return false, fmt.Errorf("no staple, and %w", err)
@@ -215,8 +209,12 @@ type inquiry struct {
 	*checking
 	staple []byte // of the leaf
 	must   bool   // the leaf needs an answer, FailOpen or not
+	bare   bool   // there is no staple, which a certificate may forbid
 	ended  error  // of the context that the caller gave
 	full   bool   // as many wait as may
+
+	resumed bool
+	version uint16
 }
 
 // decide passes the peer if one of its chains does.
@@ -287,6 +285,13 @@ func (q *inquiry) judge(chain []*x509.Certificate, open *[]question) (v verdict)
 		}
 		if i == 0 {
 			v.of = e.tally
+		}
+		if i == 0 && q.bare && e.featured {
+			must, err := q.unstapled(e.leaf)
+			if err != nil {
+				return verdict{err: fmt.Errorf("staple: %s: %w", name.Of(e.leaf), err)}
+			}
+			q.must = must
 		}
 		stapled := false
 		if i == 0 && len(q.staple) > 0 {

@@ -59,6 +59,7 @@ type entry struct {
 	denied     bool               // the responder said no the last time
 	insisted   uint8              // rounds that asked past the caches, since something newer came
 	deferrals  uint8              // in a row, because another process had the lock
+	featured   bool               // it has a TLS feature extension, Must-Staple or malformed
 	mustStaple bool               // it never changes, and stands here since there is room for it
 	rounds     uint32             // ended, or ended by a pause before they began
 	failures   int32
@@ -70,7 +71,8 @@ type entry struct {
 }
 
 func newEntry(g *engine, leaf *x509.Certificate, key [sha256.Size]byte) *entry {
-	e := &entry{engine: g, key: key, leaf: leaf, mustStaple: muststaple.Is(leaf), until: wall.MicroOf(wall.Now().Add(mustStapleFor))}
+	must, err := muststaple.Read(leaf)
+	e := &entry{engine: g, key: key, leaf: leaf, mustStaple: must, featured: must || err != nil, until: wall.MicroOf(wall.Now().Add(mustStapleFor))}
 	e.item.Owner = e
 	return e
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -31,7 +32,7 @@ func (f *fleet) arrivals() []tls.ConnectionState {
 
 // checkerTable is two tables: what a known peer costs, by itself and in a handshake.
 func checkerTable(w io.Writer, most int) error {
-	rows := [][]string{{"known peers", "ns a connection", "allocations"}}
+	rows := [][]string{{"known peers", "ns a connection", "allocations", "ns to read the certificate alone"}}
 	var last *knownPeers
 	for n := range upTo(most, 1, 1000, 100_000) {
 		k, err := newKnownPeers(n)
@@ -43,12 +44,19 @@ func checkerTable(w io.Writer, most int) error {
 		results, err := measure(rounds, []contender{{fmt.Sprint(n), func() error {
 			i = (i + 7919) % n
 			return k.checker.VerifyConnection(k.arrivals[i])
+		}}, {"read", func() error {
+			i = (i + 7919) % n
+			if bytes.Count(k.arrivals[i].PeerCertificates[0].Raw, []byte{0}) == 0 {
+				return errors.New("no certificate")
+			}
+			return nil
 		}}})
 		if err != nil {
 			return err
 		}
 		allocations := testing.AllocsPerRun(1000, func() { _ = k.checker.VerifyConnection(k.arrivals[0]) })
-		rows = append(rows, []string{thousands(n), fmt.Sprintf("%.0f", nsPerCall(results[0])), fmt.Sprintf("%.0f", allocations)})
+		rows = append(rows, []string{thousands(n), fmt.Sprintf("%.0f", nsPerCall(results[0])), fmt.Sprintf("%.0f", allocations),
+			fmt.Sprintf("%.0f", nsPerCall(results[1]))})
 		last = k
 	}
 	printTable(w, rows)

@@ -64,6 +64,7 @@ func SourceOf(s string) Source {
 type Item struct {
 	Owner any // not looked at
 
+	visits
 	rank
 	route   *route
 	via     *node // the end of the route that a worker has taken; nil: it only peeks, or does not work
@@ -88,7 +89,6 @@ type Item struct {
 	dormant bool // a peer that is asked about when it comes again
 	counted bool // as a worker of peers
 
-	visits
 	toldFirst bool // the first round has ended
 }
 

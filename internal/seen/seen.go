@@ -45,8 +45,8 @@ type Table[T any] struct {
 	mu       sync.Mutex
 	recent   list.List // of *Sighting[T], the most recent first
 	staying  list.List // of those that stay
-	byDER    map[identity]*list.Element
-	byHash   map[[sha256.Size]byte]*list.Element
+	byDER    map[identity]*Sighting[T]
+	byHash   map[[sha256.Size]byte]*Sighting[T]
 	admitted [MostNew]time.Time // when the last new ones were, in a ring
 	next     int                // the oldest of these
 }
@@ -54,12 +54,12 @@ type Table[T any] struct {
 // A Sighting is a certificate that is remembered.
 type Sighting[T any] struct {
 	Handle *T
+	last   time.Time // guarded by the table's lock, as what is below First: it stands here to be found with Handle
 	First  time.Time // when it was put into the table
 
-	// Guarded by the table's lock.
+	el     *list.Element // where it is
 	key    [sha256.Size]byte
 	leaf   []byte // the DER last seen, whose identity leads here
-	last   time.Time
 	owners []*Owner
 	stays  bool
 
@@ -115,18 +115,16 @@ func (t *Table[T]) All() (all []*T) {
 func (t *Table[T]) Stay(key [sha256.Size]byte, stays bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	el := t.byHash[key]
-	if el == nil || el.Value.(*Sighting[T]).stays == stays {
+	s := t.byHash[key]
+	if s == nil || s.stays == stays {
 		return
 	}
-	s := el.Value.(*Sighting[T])
 	from, to := &t.recent, &t.staying
 	if !stays {
 		from, to = to, from
 	}
-	from.Remove(el)
-	s.stays, el = stays, to.PushFront(s)
-	t.byHash[key], t.byDER[identityOf(s.leaf)] = el, el
+	from.Remove(s.el)
+	s.stays, s.el = stays, to.PushFront(s)
 }
 
 // Find returns what is known of the certificate with this leaf, nil if it is not known,
@@ -134,23 +132,22 @@ func (t *Table[T]) Stay(key [sha256.Size]byte, stays bool) {
 // memory than when it was last seen, so that the rest of the chain may be another, too.
 func (t *Table[T]) Find(leaf []byte, o *Owner, now time.Time) (s *Sighting[T], copied bool) {
 	t.mu.Lock()
-	if el := t.byDER[identityOf(leaf)]; el != nil {
+	if s := t.byDER[identityOf(leaf)]; s != nil {
 		defer t.mu.Unlock()
-		return t.touch(el, o, now), false
+		return t.touch(s, o, now), false
 	}
 	t.mu.Unlock()
 
 	key := sha256.Sum256(leaf)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	el := t.byHash[key]
-	if el == nil {
+	if s = t.byHash[key]; s == nil {
 		return nil, false
 	}
-	s = t.touch(el, o, now)
+	t.touch(s, o, now)
 	delete(t.byDER, identityOf(s.leaf))
 	s.leaf = leaf
-	t.byDER[identityOf(leaf)] = el
+	t.byDER[identityOf(leaf)] = s
 	return s, true
 }
 
@@ -160,14 +157,11 @@ func (t *Table[T]) Recall(leaf []byte, now time.Time) *Sighting[T] {
 	key := sha256.Sum256(leaf)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	el := t.byHash[key]
-	if el == nil {
-		return nil
-	}
-	if s := el.Value.(*Sighting[T]); now.Sub(s.last) < time.Second {
+	s := t.byHash[key]
+	if s == nil || now.Sub(s.last) < time.Second {
 		return s
 	}
-	return t.touch(el, nil, now)
+	return t.touch(s, nil, now)
 }
 
 // Admit reports whether there is room for a new certificate now, and takes it.
@@ -190,32 +184,32 @@ func (t *Table[T]) Put(leaf []byte, handle *T, o *Owner, now time.Time) (s *Sigh
 	key := sha256.Sum256(leaf)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if el := t.byHash[key]; el != nil {
-		return t.touch(el, o, now), handle
+	if s = t.byHash[key]; s != nil {
+		return t.touch(s, o, now), handle
 	}
 	if t.byHash == nil {
-		t.byDER = make(map[identity]*list.Element)
-		t.byHash = make(map[[sha256.Size]byte]*list.Element)
+		t.byDER = make(map[identity]*Sighting[T])
+		t.byHash = make(map[[sha256.Size]byte]*Sighting[T])
 	}
-	el := t.recent.PushFront(&Sighting[T]{Handle: handle, First: now, key: key, leaf: leaf})
-	t.byHash[key] = el
-	t.byDER[identityOf(leaf)] = el
-	s = t.touch(el, o, now)
+	s = &Sighting[T]{Handle: handle, First: now, key: key, leaf: leaf}
+	s.el = t.recent.PushFront(s)
+	t.byHash[key] = s
+	t.byDER[identityOf(leaf)] = s
+	t.touch(s, o, now)
 	if t.recent.Len()+t.staying.Len() > Most {
 		last := t.recent.Back()
 		if t.recent.Len() == 1 { // the new one, and no others but such as stay
 			last = t.staying.Back()
 		}
-		out = t.remove(last).Handle
+		out = t.remove(last.Value.(*Sighting[T])).Handle
 	}
 	return s, out
 }
 
-// touch notes that el was seen now, by o.
-func (t *Table[T]) touch(el *list.Element, o *Owner, now time.Time) *Sighting[T] {
-	s := el.Value.(*Sighting[T])
+// touch notes that s was seen now, by o.
+func (t *Table[T]) touch(s *Sighting[T], o *Owner, now time.Time) *Sighting[T] {
 	s.last = now
-	t.recent.MoveToFront(el) // where it is there
+	t.recent.MoveToFront(s.el) // where it is there
 	if !slices.Contains(s.owners, o) {
 		s.owners = append(s.owners, o)
 	}
@@ -227,15 +221,14 @@ func (t *Table[T]) touch(el *list.Element, o *Owner, now time.Time) *Sighting[T]
 func (t *Table[T]) Remove(key [sha256.Size]byte, handle *T) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if el := t.byHash[key]; el != nil && el.Value.(*Sighting[T]).Handle == handle {
-		t.remove(el)
+	if s := t.byHash[key]; s != nil && s.Handle == handle {
+		t.remove(s)
 	}
 }
 
-func (t *Table[T]) remove(el *list.Element) *Sighting[T] {
-	s := el.Value.(*Sighting[T])
-	t.recent.Remove(el) // from where it is
-	t.staying.Remove(el)
+func (t *Table[T]) remove(s *Sighting[T]) *Sighting[T] {
+	t.recent.Remove(s.el) // from where it is
+	t.staying.Remove(s.el)
 	delete(t.byHash, s.key)
 	delete(t.byDER, identityOf(s.leaf))
 	return s
@@ -247,7 +240,7 @@ func (t *Table[T]) Forget(now time.Time) (gone []*T) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for el := t.recent.Back(); el != nil && now.Sub(el.Value.(*Sighting[T]).last) >= Span; el = t.recent.Back() {
-		gone = append(gone, t.remove(el).Handle)
+		gone = append(gone, t.remove(el.Value.(*Sighting[T])).Handle)
 	}
 	return gone
 }
@@ -267,7 +260,7 @@ func (t *Table[T]) Disown(owners []*Owner) (gone []*T) {
 		s := el.Value.(*Sighting[T])
 		s.owners = slices.DeleteFunc(s.owners, func(o *Owner) bool { return left[o] })
 		if len(s.owners) == 0 {
-			gone = append(gone, t.remove(el).Handle)
+			gone = append(gone, t.remove(el.Value.(*Sighting[T])).Handle)
 		}
 	}
 	return gone

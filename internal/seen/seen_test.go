@@ -33,7 +33,7 @@ func requireWhole(t *testing.T, table *Table[handle], n int) {
 	last := time.Time{}
 	for el := table.recent.Back(); el != nil; el = el.Prev() {
 		s := el.Value.(*Sighting[handle])
-		require.True(t, el == table.byHash[s.key] && el == table.byDER[identityOf(s.leaf)], "certificate %d", s.Handle.n)
+		require.True(t, el == s.el && s == table.byHash[s.key] && s == table.byDER[identityOf(s.leaf)], "certificate %d", s.Handle.n)
 		require.False(t, s.last.Before(last), "out of order")
 		require.NotEmpty(t, s.owners)
 		last = s.last
