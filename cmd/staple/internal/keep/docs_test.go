@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -40,7 +41,7 @@ func TestTheUnitIsOneThatSystemdTakes(t *testing.T) {
 	self, err := os.Executable()
 	require.NoError(t, err)
 	file := filepath.Join(t.TempDir(), "staple-keep.service")
-	unit = strings.ReplaceAll(unit, "/usr/local/bin/staple", self)
+	unit = strings.ReplaceAll(unit, "/usr/local/bin/staple", strconv.Quote(self))
 	require.NoError(t, os.WriteFile(file, []byte(unit), 0o644))
 	out, err := exec.Command(analyze, "verify", "--man=no", file).CombinedOutput()
 	require.NoError(t, err, "%s", out)

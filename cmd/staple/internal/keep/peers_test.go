@@ -41,8 +41,12 @@ func newTown(t *testing.T) *town {
 	server := httptest.NewServer(c.responder)
 	t.Cleanup(server.Close)
 	c.url = server.URL
+	base := os.TempDir()
+	if strings.ContainsAny(base, " \t") { // which these servers' configurations would have to quote
+		base = "/tmp"
+	}
 	var err error
-	c.dir, err = os.MkdirTemp("", "keep")
+	c.dir, err = os.MkdirTemp(base, "keep")
 	require.NoError(t, err)
 	t.Cleanup(func() { os.RemoveAll(c.dir) })
 	require.NoError(t, os.Chmod(c.dir, 0o755)) // for servers that change who they are
