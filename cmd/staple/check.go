@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/cmd/staple/internal/verdict"
 	"github.com/go-staple/staple/internal/muststaple"
 )
 
@@ -147,7 +148,7 @@ func (c *checker) run(ctx context.Context, args []string, stdout, stderr io.Writ
 			complain(stderr, r.target, r.err)
 		}
 		all = append(all, r)
-		exit = worse(exit, r.exit)
+		exit = verdict.Worse(exit, r.exit)
 	}
 	if *asNagios {
 		writeNagios(stdout, all, float64(c.warn))
@@ -276,15 +277,6 @@ func (s *share) Set(text string) error {
 	}
 	*s = share(p / 100)
 	return nil
-}
-
-// worse returns the worse of two exit codes: 2 above 3 above 1.
-func worse(a, b int) int {
-	rank := [...]int{exitWell: 0, exitSoon: 1, exitUnclear: 2, exitBroken: 3}
-	if rank[a] > rank[b] {
-		return a
-	}
-	return b
 }
 
 // whyNot returns why err says that a response was refused, or nil.

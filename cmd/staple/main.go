@@ -21,14 +21,14 @@ import (
 	"syscall"
 
 	"github.com/go-staple/staple/cmd/staple/internal/keep"
+	"github.com/go-staple/staple/cmd/staple/internal/verdict"
 )
 
-// What a command exits with, as monitoring wants it. Of several the worst counts: broken, then unclear, then soon.
 const (
-	exitWell    = iota
-	exitSoon    // look at it soon
-	exitBroken  // broken now
-	exitUnclear // could not tell: usage, no connection
+	exitWell    = verdict.Well
+	exitSoon    = verdict.Soon
+	exitBroken  = verdict.Broken
+	exitUnclear = verdict.Unclear
 )
 
 // A command is one of staple's.

@@ -14,6 +14,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/go-staple/staple/cmd/staple/internal/verdict"
 	"github.com/go-staple/staple/internal/exchange"
 	"github.com/go-staple/staple/internal/name"
 	"golang.org/x/crypto/ocsp"
@@ -183,22 +184,7 @@ func remains(d time.Duration) string {
 
 // writeJSON writes a report as one line. All fields are always there.
 func (r *report) writeJSON(w io.Writer) {
-	v := struct {
-		Target     string `json:"target"`
-		Verdict    string `json:"verdict"`
-		Stapled    bool   `json:"stapled"`
-		MustStaple bool   `json:"must_staple"`
-		Status     string `json:"status"`
-		ThisUpdate string `json:"this_update"`
-		NextUpdate string `json:"next_update"`
-		Expires    string `json:"expires"`
-		Responder  string `json:"responder"`
-		Serial     string `json:"serial"`
-		Name       string `json:"name"`
-		Reason     string `json:"reason"`
-		Error      string `json:"error"`
-		Exit       int    `json:"exit"`
-	}{Target: printable(r.target, 300), Verdict: r.verdict, Stapled: r.stapled && !r.file, MustStaple: r.must, Reason: r.reason(), Error: r.wrong, Exit: r.exit}
+	v := verdict.Object{Target: printable(r.target, 300), Verdict: r.verdict, Stapled: r.stapled && !r.file, MustStaple: r.must, Reason: r.reason(), Error: r.wrong, Exit: r.exit}
 	if len(r.chain) > 0 {
 		v.Name, _ = name.Parts(r.chain[0])
 		v.Serial = hexadecimal(r.chain[0].SerialNumber)
@@ -240,7 +226,7 @@ func writeNagios(w io.Writer, all []*report, warn float64) {
 	exit := exitWell
 	var bad, data []string
 	for _, r := range all {
-		exit = worse(exit, r.exit)
+		exit = verdict.Worse(exit, r.exit)
 		target := printable(r.target, 300)
 		if r.exit != exitWell {
 			bad = append(bad, fmt.Sprintf("%s %s: %s", target, r.verdict, r.wrong))

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-staple/staple/cmd/staple/internal/verdict"
 	"github.com/stretchr/testify/require"
 )
 
@@ -46,7 +47,7 @@ func TestWorse(t *testing.T) {
 	order := []int{0, 1, 3, 2}
 	for i, a := range order {
 		for j, b := range order {
-			require.Equal(t, order[max(i, j)], worse(a, b))
+			require.Equal(t, order[max(i, j)], verdict.Worse(a, b))
 		}
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/cmd/staple/internal/verdict"
 	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/wall"
 	"github.com/go-staple/staple/statuspage"
@@ -55,12 +56,11 @@ or about to end, with 2 if a certificate is revoked, or Must-Staple without a
 response, and with 3 if a file cannot be used. docs/keep.md has more.
 `
 
-// Exit codes, as monitoring wants them.
 const (
-	well   = 0
-	soon   = 1 // look at it soon
-	broken = 2 // now
-	untold = 3 // could not tell
+	well   = verdict.Well
+	soon   = verdict.Soon
+	broken = verdict.Broken
+	untold = verdict.Unclear
 )
 
 // within is how long Main takes to return, at most, once its context has ended or SIGTERM has come.

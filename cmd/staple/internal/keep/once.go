@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/cmd/staple/internal/verdict"
 	"github.com/go-staple/staple/internal/name"
 	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/wall"
@@ -22,24 +23,6 @@ import (
 
 // onceFor is how long -once waits for responders at most.
 const onceFor = 5 * time.Minute
-
-// An object is what -json prints of a file.
-type object struct {
-	Target     string `json:"target"`
-	Verdict    string `json:"verdict"`
-	Stapled    bool   `json:"stapled"` // the response lies beside it
-	MustStaple bool   `json:"must_staple"`
-	Status     string `json:"status"`
-	ThisUpdate string `json:"this_update"`
-	NextUpdate string `json:"next_update"`
-	Expires    string `json:"expires"`
-	Responder  string `json:"responder"`
-	Serial     string `json:"serial"`
-	Name       string `json:"name"`
-	Reason     string `json:"reason"`
-	Error      string `json:"error"`
-	Exit       int    `json:"exit"`
-}
 
 // runOnce does what is due, and returns the exit code.
 func (k *keeper) runOnce(ctx context.Context, stdout io.Writer) (exit int) {
@@ -61,7 +44,7 @@ func (k *keeper) runOnce(ctx context.Context, stdout io.Writer) (exit int) {
 	}
 	for _, d := range k.folders {
 		if d.err != "" {
-			exit = worst(exit, untold)
+			exit = verdict.Worse(exit, untold)
 		}
 	}
 	for path, d := range k.folders {
@@ -78,7 +61,7 @@ func (k *keeper) runOnce(ctx context.Context, stdout io.Writer) (exit int) {
 			continue // a key, a CA, or something else
 		}
 		o := k.judge(f)
-		exit = worst(exit, o.Exit)
+		exit = verdict.Worse(exit, o.Exit)
 		if k.json {
 			_ = json.NewEncoder(stdout).Encode(o)
 		}
@@ -89,15 +72,9 @@ func (k *keeper) runOnce(ctx context.Context, stdout io.Writer) (exit int) {
 	return exit
 }
 
-// worst returns the worse of two exit codes: 2 above 3 above 1.
-func worst(a, b int) int {
-	order := []int{well, soon, untold, broken}
-	return order[max(slices.Index(order, a), slices.Index(order, b))]
-}
-
 // judge says how f stands.
-func (k *keeper) judge(f *file) (o object) {
-	o = object{Target: f.name}
+func (k *keeper) judge(f *file) (o verdict.Object) {
+	o = verdict.Object{Target: f.name}
 	if f.cert == nil {
 		o.Verdict, o.Error, o.Exit = "invalid", nameless(f.err).Error(), untold
 		return o

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-staple/staple/cmd/staple/internal/verdict"
 	"github.com/go-staple/staple/internal/world"
 	"github.com/go-staple/staple/stapletest"
 	"github.com/stretchr/testify/require"
@@ -89,9 +90,9 @@ func TestOnceDoesWhatIsDueAndTellsByItsExitCode(t *testing.T) {
 }
 
 func TestOnceTakesTheWorstOfAll(t *testing.T) {
-	require.Equal(t, broken, worst(broken, untold))
-	require.Equal(t, untold, worst(soon, untold))
-	require.Equal(t, soon, worst(soon, well))
+	require.Equal(t, broken, verdict.Worse(broken, untold))
+	require.Equal(t, untold, verdict.Worse(soon, untold))
+	require.Equal(t, soon, verdict.Worse(soon, well))
 	play(t, func(s *scene) {
 		a, b := s.chain("a.pem"), s.chain("b.pem")
 		s.Responder.Set(b, stapletest.Answer{Status: ocsp.Revoked})
