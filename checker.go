@@ -3,7 +3,6 @@ package staple
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -471,6 +470,3 @@ func revokedError(leaf *x509.Certificate, r *response) error {
 	}
 	return fmt.Errorf("staple: %s: at %s, %s: %w", name.Of(leaf), name.Time(said.RevokedAt), name.Reason(said.Reason), ErrRevoked)
 }
-
-// keyOf is by what the engine knows a certificate.
-func keyOf(c *x509.Certificate) [sha256.Size]byte { return sha256.Sum256(c.Raw) }

@@ -3,6 +3,7 @@ package staple
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -139,7 +140,7 @@ func (p *peers) remember(cert, issuer *x509.Certificate) *entry {
 	if c, err := issuers.Intern(bytes.Clone(issuer.Raw)); err == nil {
 		issuer = c
 	}
-	key := keyOf(cert)
+	key := sha256.Sum256(cert.Raw)
 	at, unusable := sources(g.fetcher, cert)
 	_, byURL := g.fetcher.(*HTTPFetcher)
 	ca := issuers.Authority(cert, issuer)
@@ -226,7 +227,7 @@ func (k *checking) ask(e *entry) (target uint32, wait bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := g.driver.now()
-	until, paused := e.item.Pause(g.driver.now())
+	until, paused := e.item.Pause(now)
 	_, known := k.known(e)
 	tooOld := k.maxAge > 0 && e.known.Held() != nil && e.known.Held().ThisUpdate+k.maxAge <= e.ended
 	ago := wall.MicroOf(now) - e.ended

@@ -33,9 +33,6 @@ func (v *visits) Visit() (wake bool) {
 	return v.seen.Load() != visited && v.seen.Swap(visited) == asleep
 }
 
-// Peer reports whether it is one.
-func (it *Item) Peer() bool { return it.peer }
-
 // SetPeer makes it a peer, or a certificate that is served.
 func (s *Schedule) SetPeer(it *Item, peer bool, now time.Time) {
 	s.tree.now = wall.MicroOf(now)
