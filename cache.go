@@ -18,42 +18,22 @@ import (
 	"github.com/go-staple/staple/internal/wall"
 )
 
-// ErrCacheMiss is returned by a [Cache] for a key that it does not hold.
-var ErrCacheMiss = errors.New("staple: cache miss")
-
-// A Cache keeps OCSP responses beyond the life of a process, and may be shared by
-// several. Its method set is that of golang.org/x/crypto/acme/autocert.Cache, so
-// that any of those works here.
-//
-// The key is the SHA-256 hash of the leaf's DER in 64 lower-case hexadecimal
-// digits, the value the response's DER. A Cache is not trusted: what it returns
-// is verified like what comes from the network. An error costs a log line, never
-// a staple.
-//
-// A Cache must be safe for concurrent use, and return when ctx ends. One that makes the
-// Stapler wait is passed by for a while, and what it has not stored meanwhile is stored
-// when it can be. It shares no memory with the Stapler: what it was given it may keep
-// and change, and what it has returned, too.
+// A Cache keeps OCSP responses beyond the life of a process, and may be shared by several. The key is the SHA-256
+// hash of the leaf's DER in 64 lower-case hexadecimal digits, the value the response's DER. Any cache for
+// golang.org/x/crypto/acme/autocert is one. It is not trusted: what it returns is verified like what comes from the
+// network, and an error costs a log line, never a staple. It must be safe for concurrent use, and return when ctx
+// ends. What it was given, and what it has returned, it may keep and change.
 type Cache interface {
-	// Get returns the data stored under key, or ErrCacheMiss. Any other error,
-	// and empty data, count as a miss too.
-	Get(ctx context.Context, key string) ([]byte, error)
-
-	// Put stores data under key, in place of what was there.
+	Get(ctx context.Context, key string) ([]byte, error) // or ErrCacheMiss; any other error, and empty data, count as a miss too
 	Put(ctx context.Context, key string, data []byte) error
-
-	// Delete removes what is stored under key. That there is nothing is no error. It is
-	// called when a certificate under the Stapler's care has expired.
-	Delete(ctx context.Context, key string) error
+	Delete(ctx context.Context, key string) error // of what has expired; that there is nothing is no error
 }
 
-// A Locker is a [Cache] that elects one among the processes that share it, so that
-// a response is fetched once rather than by each.
+// A Locker is a [Cache] that elects one among the processes that share it, to fetch for all.
 type Locker interface {
-	// TryLock takes the lock for key, for ttl at most, and reports whether it got
-	// it. It does not wait for another holder. If ok is true, unlock gives the
-	// lock back early; it must be safe to call after the lock has passed on. An
-	// error means that nobody knows: the caller then goes on as if it had the lock.
+	// TryLock takes the lock for key, for ttl at most, and reports whether it got it, without waiting. unlock gives
+	// it back early, even if somebody else has it by now. An error means that nobody knows: the caller goes on as if
+	// it had it.
 	TryLock(ctx context.Context, key string, ttl time.Duration) (unlock func(), ok bool, err error)
 }
 
@@ -63,8 +43,8 @@ func isMiss(err error) bool {
 	return errors.Is(err, ErrCacheMiss) || err != nil && strings.HasSuffix(err.Error(), "cache miss")
 }
 
-// A MemoryCache is a [Cache] in memory, for tests and for several Staplers in one
-// process. The zero value is empty and ready for use. It is safe for concurrent use.
+// A MemoryCache is a [Cache] in memory, for tests and for several Staplers in one process. The zero value is empty
+// and ready. It is safe for concurrent use.
 type MemoryCache struct {
 	mu   sync.Mutex
 	data map[string][]byte
@@ -103,17 +83,10 @@ func (m *MemoryCache) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-// A DirCache is a [Cache] in a directory: one file for each response, which holds
-// its DER (openssl ocsp -respin FILE -text shows it). The directory is made on
-// the first Put, for its owner alone, as are the files. A file is replaced as a
-// whole and synced to disk, so that neither a crash nor another process, of
-// which several may share the directory, leaves half of one.
-//
-// It is a [Locker], too, so that of several processes one fetches a response.
-//
-// Once a day the directory is swept of files of its own making whose response ended
-// more than a week ago, and of what a crash has left: each Put looks at a few hundred
-// files, until it is through.
+// A DirCache is a [Cache] in a directory, which several processes can share, and a [Locker], so that one of them
+// asks. Each response is a file in DER (openssl ocsp -respin FILE -text shows it), which is replaced as a whole and
+// synced to disk. Directory and files are for their owner alone. Files whose response ended more than a week ago are
+// removed by later Puts.
 type DirCache string
 
 // Get returns the contents of key's file, or ErrCacheMiss if there is none.
@@ -135,9 +108,8 @@ func (d DirCache) Delete(ctx context.Context, key string) error {
 	return dircache.Dir(d).Delete(ctx, key)
 }
 
-// TryLock implements [Locker] for processes that share the directory. The lock is a
-// file, which names its holder. One that is older than ttl was left by a process
-// that crashed, and is taken over; the clocks of the processes must agree on that.
+// TryLock implements [Locker] by a file, which names its holder. One older than ttl was left by a process that
+// crashed: the clocks of the processes must agree on that.
 func (d DirCache) TryLock(ctx context.Context, key string, ttl time.Duration) (unlock func(), ok bool, err error) {
 	return dircache.Dir(d).TryLock(ctx, key, ttl)
 }

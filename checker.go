@@ -22,73 +22,53 @@ import (
 	"github.com/go-staple/staple/internal/wall"
 )
 
-// ErrUnanswered reports that a [Checker] has no valid answer about a peer's certificate. What wraps it wraps why, too.
-var ErrUnanswered = errors.New("staple: no valid OCSP response about the certificate of a peer")
-
 const (
 	defaultCheckTimeout = 3 * time.Second
 	maxCallers          = 4096             // connections that wait for an answer
 	patience            = 30 * time.Second // after a round that failed, until somebody who comes begins another one
 )
 
-// A Checker refuses peers whose certificates are revoked, whether they staple or not. It is for servers that ask for
-// client certificates, whose clients cannot staple as a rule, and for clients of servers that do not:
+// A Checker refuses peers whose certificates are revoked, whether they staple or not: clients, which cannot as a
+// rule, and servers that do not.
 //
-//	var stapler staple.Stapler
 //	checker := staple.Checker{Stapler: &stapler}
-//	config := &tls.Config{
-//		ClientAuth:       tls.RequireAndVerifyClientCert,
-//		ClientCAs:        roots,
-//		VerifyConnection: checker.VerifyConnection,
-//	}
+//	config.ClientAuth, config.ClientCAs = tls.RequireAndVerifyClientCert, roots
+//	config.VerifyConnection = checker.VerifyConnection
 //
-// Of each certificate of a peer's chain but the trust anchor, the responder that it names is asked, once for however many
-// connections wait for that. The answer is held until it ends, stored in Stapler.Cache, and asked for again
-// at half of its validity, four days after its thisUpdate at the latest: in the background if the peer has come again
-// since the last time, so that whoever comes often waits once, and when it comes next otherwise. So a revocation is noticed
-// that much later at most, unless nobody answers. To notice it sooner set MaxResponseAge, or have the CA's responses end
-// sooner.
+// About each certificate of a peer's chain but the trust anchor, the responder that it names is asked, once for
+// however many connections wait. The answer is held until it ends, stored in Stapler.Cache, and replaced at half of
+// its validity, four days after its thisUpdate at the latest: in the background if the peer has come again meanwhile,
+// and otherwise when it comes. So a revocation is noticed by then, unless nobody answers; sooner with MaxResponseAge.
 //
-// A certificate about which nobody can be asked passes, since it names no responder. One about which nobody answers,
-// or "unknown", is refused with [ErrUnanswered], unless FailOpen is set. One that is revoked is refused with [ErrRevoked],
-// always, and for as long as it is valid, though its responder has no longer anything to say. That error comes at once
-// while whatever is needed pauses after failures, and for half a minute after a round about the same peer failed.
+// What is revoked is refused with [ErrRevoked] until it has expired, whatever becomes of its responder. If nobody
+// answers, or "unknown", that is [ErrUnanswered], unless FailOpen is set. A certificate passes that names no
+// responder.
 //
-// What peers make the Stapler do is bounded, since a server's peer has not proved yet that it has the key when it
-// is asked about. They have half of Stapler.Concurrency at most, and one host of theirs half of that, and come after
-// certificates that are served and need a staple. 4,096 connections may wait. 131,072 certificates are
-// remembered, those that are revoked first and then those seen last, and each for 24 hours since it was seen.
+// A server asks before its peer has proved to have the key, so all is bounded: requests by half of
+// Stapler.Concurrency, half of that at a host; connections that wait by 4,096; certificates that are remembered by
+// 131,072, each for 24 hours, or longer if revoked. CAs learn, in clear, who your peers are. docs/checker.md tells
+// what all this means.
 //
-// Whom your peers are is told to their CAs, in clear, when these are asked. A connection waits as long as Timeout says, even
-// if the peer has left. A Checker that is to have another Fetcher or Cache is to have another Stapler.
-//
-// A Checker is safe for concurrent use, and must not be copied after first use.
+// A Checker is safe for concurrent use, and must not be copied.
 type Checker struct {
-	// Stapler does the asking, with its Fetcher, Verifier, Cache, Logger and Concurrency. It
-	// must not be nil. Certificates need not be added to it.
-	Stapler *Stapler
+	Stapler *Stapler // asks, with its Fetcher, Verifier, Cache, Logger and Concurrency; not nil. Nothing need be added to it.
 
-	// FailOpen lets a peer pass about whom nobody answers. That is counted, see [Stapler.CheckStats], and logged once a
-	// minute for each CA. Whoever can keep the responder from answering can use a revoked certificate then.
+	// FailOpen lets a peer pass about whom nobody answers, which is counted ([Stapler.CheckStats]) and logged. Whoever can keep
+	// the responder from answering can use a revoked certificate then.
 	FailOpen bool
 
-	// Timeout is how long a connection waits for first answers, for all certificates of its chains together. If it is not
-	// positive, 3 seconds. What is asked for meanwhile goes on.
+	// Timeout is how long a connection waits for answers about its whole chain; not positive: 3 seconds. Asking goes on after it.
 	Timeout time.Duration
 
-	// MaxResponseAge is how old an answer may be, from its thisUpdate on. If not positive, it counts until its end. Answers are
-	// asked for again at half of it; where only older ones come, the peer is unanswered.
+	// MaxResponseAge is how old an answer may be, from its thisUpdate on; not positive: it counts until its end. Answers are
+	// asked for again at half of it. Where only older ones come, the peer is unanswered.
 	MaxResponseAge time.Duration
 
-	// RequireStaple refuses a peer that staples nothing, as RFC 9190, section 5.4, has it, and asks nobody
-	// about its certificate; about intermediates it does.
-	RequireStaple bool
+	RequireStaple bool // a peer that staples nothing is refused (RFC 9190, section 5.4), and nobody is asked about its leaf
+	LeafOnly      bool // nobody is asked about intermediates
 
-	// LeafOnly asks about the peer's own certificate, and not about the intermediates.
-	LeafOnly bool
-
-	// OnEvent, if not nil, is called for each [Event] about a peer of the Stapler, as [Stapler.OnEvent] is called for
-	// the certificates that are served. EventStapled says then that a newer answer is held.
+	// OnEvent, if not nil, is called for each [Event] about a peer of the Stapler, as [Stapler.OnEvent] is for what is
+	// served. EventStapled says that a newer answer is held.
 	OnEvent func(Event)
 
 	once sync.Once
@@ -114,18 +94,14 @@ func (c *Checker) start() (*checking, error) {
 	return c.run, nil
 }
 
-// VerifyConnection is for [tls.Config.VerifyConnection]. It passes a connection without a certificate, and one of which a
-// verified chain passes: all certificates in it but the trust anchor, or the first one alone if LeafOnly is set. It fails
-// where there is no verified chain.
+// VerifyConnection is for [tls.Config.VerifyConnection]. It passes a connection without a certificate, and one with a
+// verified chain in which nothing is revoked or unanswered.
 //
-// What the peer staples must verify, as [ResponseVerifier.VerifyConnection] has it, and counts like any other answer:
-// the newer decides, and it is stored. Without a staple, a Must-Staple certificate (RFC 7633) fails in TLS 1.3. In TLS 1.2,
-// in which clients cannot staple, a client's is asked about, and needs an answer even if FailOpen is set.
-//
-// A resumed session is checked as well, so that a revocation ends it. Its staple is that of the connection
-// that began it, and counts only where RequireStaple is set: it must not have ended then.
-//
-// After [Stapler.Close], answers that are held still count, as do staples; what is not known fails with [ErrClosed].
+// What the peer staples must verify, as for [ResponseVerifier.VerifyConnection], and counts like any other answer:
+// the newer decides. A Must-Staple certificate without a staple fails in TLS 1.3; in TLS 1.2, in which clients cannot
+// staple, theirs needs an answer even if FailOpen is set. Resumed sessions are checked, too; their staple, of the
+// connection that began them, counts for RequireStaple alone, until its end. After [Stapler.Close], what is not known
+// fails with [ErrClosed].
 func (c *Checker) VerifyConnection(cs tls.ConnectionState) error {
 	if len(cs.PeerCertificates) == 0 {
 		return nil
@@ -172,12 +148,10 @@ func (q *inquiry) unstapled(leaf *x509.Certificate) (must bool, err error) {
 	return must, nil
 }
 
-// Check is VerifyConnection for a chain that the caller has verified: the leaf first, then its issuer and so on, up to the
-// trust anchor. Nothing is stapled then, and no certificate must be. Check does not decide whom to trust. It
-// fails for a chain of less than two certificates, one that is nil, and one that the next one did not sign. The last one is
-// taken for the trust anchor, about which nobody is asked: in [tls.ConnectionState], VerifiedChains has it, and PeerCertificates
-// as a rule has not. If
-// ctx ends before there are answers, what is held already decides, and nothing else is waited for.
+// Check is VerifyConnection for a chain that the caller has verified, without a staple: the leaf, its issuer and so
+// on, up to the trust anchor, about which nobody is asked. It fails for less than two certificates, and for one that
+// is nil or not signed by the next. If ctx ends first, what is held already decides.
+// [tls.ConnectionState.VerifiedChains] has such chains.
 func (c *Checker) Check(ctx context.Context, chain []*x509.Certificate) error {
 	k, err := c.start()
 	switch {
@@ -200,7 +174,7 @@ func (c *Checker) Check(ctx context.Context, chain []*x509.Certificate) error {
 // linked reports whether issuer is known as cert's.
 func (k *checking) linked(cert, issuer *x509.Certificate) bool {
 	s := k.table.Recall(cert.Raw, time.Now())
-	return s != nil && s.Handle.entry().issuerKnown.Load() && bytes.Equal(s.Handle.entry().issuer.Raw, issuer.Raw)
+	return s != nil && s.Handle.issuerKnown.Load() && bytes.Equal(s.Handle.issuer.Raw, issuer.Raw)
 }
 
 // An inquiry is one connection, or Check.

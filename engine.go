@@ -292,8 +292,8 @@ func (g *engine) remove(c *Certificate) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.drop(c)
-	if c == c.entry().peer && !c.entry().known.Revoked() {
-		g.peers.drop(c)
+	if e := c.entry(); c == e.peer && !e.known.Revoked() {
+		g.peers.drop(e)
 	}
 }
 

@@ -36,7 +36,9 @@ type entry struct {
 	issuerKnown atomic.Bool
 	plain       atomic.Bool // there has been a handle whose certificates a callback may return
 	askable     atomic.Bool // there is somebody to ask, as far as is known
+	featured    bool        // it has a TLS feature extension, Must-Staple or malformed
 
+	// What a peer that is known costs is these, as far as visits of item, in one line of the processor's cache.
 	answer atomic.Pointer[response] // of a peer: what is held; see nobody
 	asking atomic.Bool              // of a peer: somebody waits for the round that is to come or under way
 	maxAge atomic.Int64             // of a peer: what is older does not count, by thisUpdate, in microseconds; 0: any counts
@@ -59,7 +61,6 @@ type entry struct {
 	denied     bool               // the responder said no the last time
 	insisted   uint8              // rounds that asked past the caches, since something newer came
 	deferrals  uint8              // in a row, because another process had the lock
-	featured   bool               // it has a TLS feature extension, Must-Staple or malformed
 	mustStaple bool               // it never changes, and stands here since there is room for it
 	rounds     uint32             // ended, or ended by a pause before they began
 	failures   int32

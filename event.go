@@ -19,31 +19,13 @@ import (
 type EventKind int
 
 const (
-	// EventStapled: a response newer than the one held was accepted, and is stapled
-	// from now on. It came from the responder, the cache, or with the certificate.
-	EventStapled EventKind = iota + 1
-
-	// EventUnchanged: the responder has nothing newer than the response held.
-	EventUnchanged
-
-	// EventFailed: a round brought no acceptable response. Err tells why, and
-	// Status.NextRefresh when the next try is due. What is stapled stays.
-	EventFailed
-
-	// EventExpiring: the staple is about to end and no successor has come. It comes
-	// when a quarter of its validity is left, and again at a twentieth.
-	EventExpiring
-
-	// EventExpired: the staple has ended, and handshakes go without from now on.
-	EventExpired
-
-	// EventRevoked: the issuer has revoked the certificate, according to a response
-	// newer than the one held. A good staple was dropped, if there was one.
-	EventRevoked
-
-	// EventReinstated: the issuer says "good" of a certificate that it had revoked,
-	// in a response newer than that, which is stapled from now on.
-	EventReinstated
+	EventStapled    EventKind = iota + 1 // a newer response was accepted and is stapled from now on, wherever it came from
+	EventUnchanged                       // the responder has nothing newer than what is held
+	EventFailed                          // a round brought nothing: Err tells why, Status.NextRefresh when the next try is due
+	EventExpiring                        // no successor has come, and a quarter of the staple's validity is left; again at a twentieth
+	EventExpired                         // the staple has ended, and handshakes go without from now on
+	EventRevoked                         // a newer response says that the certificate is revoked; a good staple was dropped
+	EventReinstated                      // a newer response says "good" of what was revoked, and is stapled from now on
 )
 
 func (k EventKind) String() string {
@@ -66,7 +48,7 @@ func (k EventKind) String() string {
 	return fmt.Sprintf("EventKind(%d)", int(k))
 }
 
-// An Event tells of a change, or of a round that changed nothing. See [Stapler.OnEvent].
+// An Event tells of a change, or of a round that changed nothing.
 type Event struct {
 	Kind        EventKind
 	Certificate *Certificate  // the oldest handle to the leaf
@@ -76,9 +58,9 @@ type Event struct {
 	Err         error         // of a round that failed
 }
 
-// A State says in one word how a [Certificate] stands: the status page, its JSON and the metrics have the same words. A
-// certificate that has expired is StateExpired, a revoked one StateRevoked, and any other the first of the rest that
-// fits. They are in order, the worst first; those before StateWaiting need attention.
+// A State says in one word how a [Certificate] stands; the status page, its JSON and the metrics have the same words.
+// Expired and revoked come before all others, of which it is the first that fits. In this order, the worst first,
+// those before StateWaiting need attention.
 type State int
 
 const (

@@ -26,50 +26,41 @@ import (
 
 // A Request asks a [Fetcher] for the OCSP response about one certificate.
 type Request struct {
-	// Leaf is the certificate asked about, Issuer the one that issued it.
-	// Neither is nil in a request that a Stapler makes.
-	Leaf, Issuer *x509.Certificate
+	Leaf, Issuer *x509.Certificate // whom it is about, and who issued that; a Stapler sets both
 
-	// Accept tells whether the Stapler takes a response: whether it is
-	// authentic, about Leaf, current, and not older than the one held; and newer than
-	// that, where the Stapler suspects that a cache hides the responder's last word. If nil,
-	// any response will do. A Fetcher with several sources goes on to the next
-	// until Accept returns nil; one that ignores Accept stays correct.
+	// Accept, if not nil, tells whether a response is of use: authentic, about Leaf, current, and not older than the
+	// one held, or newer where a cache may hide the last word. A Fetcher with several sources tries them until it
+	// returns nil, or ignores it.
 	Accept func(response []byte) error
 
-	// Responder is set by a Fetcher that knows it to the URL that answered.
-	Responder string
+	Responder string // the URL that answered; set by a Fetcher that knows it
 
 	past ask.Past // for an HTTPFetcher: which caches to pass by
 }
 
 // A Fetcher obtains OCSP responses. It must be safe for concurrent use.
 type Fetcher interface {
-	// Fetch returns the DER-encoded OCSP response about req.Leaf. It need not
-	// verify it. An error that wraps [ErrNoResponder] says that there is nobody
-	// to ask about this certificate; the Stapler does not ask again.
+	// Fetch returns the DER-encoded OCSP response about req.Leaf, and need not verify it. An error that wraps
+	// [ErrNoResponder] says that there is nobody to ask about this certificate, and the Stapler does not ask again.
 	Fetch(ctx context.Context, req *Request) ([]byte, error)
 }
 
-// FetcherFunc adapts a function to a [Fetcher]. A function that calls another
-// Fetcher passes on the same Request, so that Accept and Responder do their work.
+// FetcherFunc adapts a function to a [Fetcher]. To another Fetcher it passes on the same Request, for Accept and
+// Responder.
 type FetcherFunc func(ctx context.Context, req *Request) ([]byte, error)
 
 // Fetch calls f.
 func (f FetcherFunc) Fetch(ctx context.Context, req *Request) ([]byte, error) { return f(ctx, req) }
 
-// An IssuerFetcher is a [Fetcher] that can also find the issuer of a
-// certificate whose chain lacks it.
+// An IssuerFetcher also finds the issuer of a certificate whose chain lacks it.
 type IssuerFetcher interface {
-	// FetchIssuer returns candidates for the issuer of leaf, in any order. The
-	// caller checks that one of them really signed leaf. What fails pauses as it does
-	// for Fetch: an error says by an [HTTPError] whose fault it is.
+	// FetchIssuer returns candidates for the issuer of leaf, in any order. The caller checks that one of them really
+	// signed leaf. An [HTTPError] says by whose fault it fails, and what pauses.
 	FetchIssuer(ctx context.Context, leaf *x509.Certificate) ([]*x509.Certificate, error)
 }
 
-// An HTTPError reports a responder, or a source of issuers, that could not be
-// asked or whose answer was of no use. Where the URL was asked several times, in
-// different ways, Err wraps the error of each.
+// An HTTPError reports a responder, or a source of issuers, that was of no use. If the URL was asked several times,
+// Err wraps the error of each.
 type HTTPError struct {
 	URL        string        // as the certificate, or HTTPFetcher.URLs, gives it, but for credentials
 	StatusCode int           // of the last answer; 0: there was none
@@ -79,8 +70,7 @@ type HTTPError struct {
 	fault schedule.Fault // of the last request; schedule.NoFault: the fields above say it all
 }
 
-// Error names the URL, what went wrong, and the status code if there is one. It
-// is a single printable line of bounded length, whatever the server sent.
+// Error returns one printable line of bounded length, whatever the server sent.
 func (e *HTTPError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "staple: %.200q: ", e.URL)
@@ -123,50 +113,31 @@ const (
 	requestsPerFetch       = 3 // that may take the whole of their timeout
 )
 
-// An HTTPFetcher asks OCSP responders over HTTP, as RFC 9919 (the profile for
-// high-volume environments) and RFC 6960, appendix A, have it: with GET while the
-// URL that makes is short enough to be cached, with POST otherwise and where GET
-// is no use: at once, or the next time if the server left the GET without an answer or had too
-// much to do. What worked is remembered for a URL, and GET is tried again now and then.
-//
-// Credentials in a URL are sent, as HTTP Basic authentication (RFC 7617), where URLs gives
-// it, and dropped where the certificate does. White space around a URL is dropped. No error
-// shows credentials.
-//
-// The zero value is ready to use. The fields must not be changed, and the
-// HTTPFetcher not be copied, after first use. It is safe for concurrent use.
+// An HTTPFetcher asks OCSP responders over HTTP, as RFC 9919 (the profile for high-volume environments) and RFC 6960,
+// appendix A, have it: with GET while the URL that makes is short enough to be cached, with POST otherwise and where
+// GET is no use. What worked is remembered for a URL; docs/asking.md tells what odd answers lead to. Credentials in a
+// URL are sent (RFC 7617) where URLs gives it, dropped where the certificate does, and never shown. The zero value is
+// ready to use, and safe for concurrent use. It must not be changed or copied after first use.
 type HTTPFetcher struct {
-	// Client makes the requests, with its own transport, proxy, redirect policy
-	// and cookies. If nil, a client made for this work is used, which takes
-	// proxies from the environment as [http.ProxyFromEnvironment] does.
+	// Client makes the requests, with its own transport, proxy, redirect policy and cookies; nil: one made for this
+	// work, which takes proxies from the environment as [http.ProxyFromEnvironment] does.
 	Client *http.Client
 
-	// Hash is the hash function of the CertID, which names the certificate in
-	// the request. If 0, it is SHA-1, which every responder understands; nothing
-	// here rests on its strength. A responder that answers malformedRequest,
-	// unauthorized or "unknown" is asked again with SHA-1, or with SHA-256 if it was SHA-1,
-	// and from then on with what worked.
+	// Hash is that of the CertID, which names the certificate in the request; 0: SHA-1, which every responder
+	// understands, and on whose strength nothing rests. Where it is no use another one is tried, and kept.
 	Hash crypto.Hash
 
-	// URLs returns the responders to ask about leaf. If nil, they are those in
-	// the certificate, leaf.OCSPServer.
-	URLs func(leaf *x509.Certificate) []string
+	URLs            func(leaf *x509.Certificate) []string // the responders to ask; nil: those in the certificate
+	MaxResponseSize int64                                 // bytes of an answer that are read, 64 KiB if 0; a larger one is an error
 
-	// MaxResponseSize is how many bytes of an answer are read; a larger one is
-	// an error. If 0, it is 64 KiB.
-	MaxResponseSize int64
-
-	// PublicOnly makes sure that only globally reachable addresses are connected
-	// to, those which IANA's special-purpose address registries do not reserve
-	// for something else, whatever a name resolves to or a redirect leads to. It
-	// is for certificates from people who must not reach the server's own
-	// network. No proxy is used. It cannot be ensured for a Client: with both
-	// set, Fetch and FetchIssuer return an error.
+	// PublicOnly has only globally reachable addresses connected to, by IANA's special-purpose registries, whatever a
+	// name resolves to or a redirect leads to: for certificates from people who must not reach the server's own
+	// network. No proxy is used. With a Client as well, which could go anywhere, Fetch and FetchIssuer return an
+	// error.
 	PublicOnly bool
 
-	// Timeout is how long a request may take, with at most three redirects. If it is not
-	// positive, it is ten seconds. Fetch and FetchIssuer may take three times as long each,
-	// divided among the URLs there are: where there is one alone, a request may take all of it.
+	// Timeout is how long a request may take, with three redirects at most; not positive: ten seconds. Fetch and
+	// FetchIssuer may take three times as long each, divided among the URLs there are.
 	Timeout time.Duration
 
 	mu         sync.Mutex
@@ -183,17 +154,13 @@ type responder struct {
 	last int64   // HTTPFetcher.successes then
 }
 
-// Fetch implements [Fetcher]. It asks the responders of req.Leaf in turn, the one
-// that answered last first, until one gives a response that req.Accept takes, and
-// sets req.Responder to its URL. If Accept is nil, it takes whatever has the
-// shape of a successful OCSP response. A response that Accept refuses as expired,
-// or as older than the one held, is asked for again past the caches between.
-// At most sixteen URLs, http and https alone, are asked.
+// Fetch implements [Fetcher]. It asks sixteen http and https URLs at most, the one that answered last first, until
+// req.Accept takes a response (nil: whatever has the shape of a successful one), and sets req.Responder. What Accept
+// refuses as expired, or as older than the one held, is asked for again past the caches between.
 //
-// The error wraps [ErrNoResponder] if there is no URL to ask, without any I/O.
-// Otherwise it joins an [*HTTPError] for each URL; the errors of Accept are in
-// the tree, and so is an [ocsp.ResponseError] where a responder answered with
-// one. The HTTPError with the longest RetryAfter comes first.
+// The error wraps [ErrNoResponder] if there is no URL to ask. Otherwise it joins an [*HTTPError] for each URL, that
+// with the longest RetryAfter first; the errors of Accept are in the tree, and an [ocsp.ResponseError] where a
+// responder answered with one.
 func (f *HTTPFetcher) Fetch(ctx context.Context, req *Request) ([]byte, error) {
 	urls, err := f.responderURLs(req.Leaf)
 	if err != nil {
@@ -360,15 +327,10 @@ func failedAttempts(name string, failed []ask.Attempt) *HTTPError {
 	return e
 }
 
-// FetchIssuer implements [IssuerFetcher]. It asks the http and https URLs that
-// leaf's Authority Information Access extension gives for its issuer, within the
-// same bounds as [HTTPFetcher.Fetch], and understands certificates in DER and
-// PEM and in certs-only PKCS #7 messages (RFC 5280, section 4.2.2.1). It returns
-// those whose key verifies the signature of leaf, and keeps them for the next
-// leaf that names the same URL.
-//
-// The error wraps [ErrNoResponder] if there is no responder that an issuer would
-// help to ask, and [ErrNoIssuer] if leaf names no such URL.
+// FetchIssuer implements [IssuerFetcher]. It asks the URLs in leaf's Authority Information Access extension, within
+// the bounds of Fetch, understands DER, PEM and certs-only PKCS #7 (RFC 5280, section 4.2.2.1), and returns the
+// certificates whose key verifies leaf's signature. They are kept for the next leaf that names the same URL. The
+// error wraps [ErrNoResponder] if no issuer would help to ask anybody, and [ErrNoIssuer] if leaf names no such URL.
 func (f *HTTPFetcher) FetchIssuer(ctx context.Context, leaf *x509.Certificate) ([]*x509.Certificate, error) {
 	found, urls, err := f.knownIssuers(leaf)
 	if err != nil || len(found) > 0 {
@@ -466,8 +428,8 @@ func publicOnly(network, address string, c syscall.RawConn) error {
 	return nil
 }
 
-// CloseIdleConnections closes the connections that are kept for the next request, unless
-// they belong to a Client. [Stapler.Close] calls it, of any Fetcher that has this method.
+// CloseIdleConnections closes connections that are kept, but not a Client's. Stapler.Close calls any Fetcher's method
+// of this name.
 func (f *HTTPFetcher) CloseIdleConnections() {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -16,8 +16,8 @@ import (
 	"github.com/go-staple/staple/internal/wall"
 )
 
-// Files is a certificate chain and its key in PEM files that somebody else renews: see [Stapler.AddFiles]. Its methods
-// are safe for concurrent use.
+// Files is a certificate chain and its key in PEM files that somebody else renews: see [Stapler.AddFiles]. Its
+// methods are safe for concurrent use.
 type Files struct {
 	engine  *engine
 	names   pemfiles.Names
@@ -47,19 +47,15 @@ const successorWaits = 10 * time.Second // for its first staple, at most
 
 var errWriting, errHangs = errors.New("staple: the files change all the time"), errors.New("staple: the file system does not answer")
 
-// AddFiles adds the certificate chain in certFile, leaf first, with the key in keyFile, which may be the same file, as
-// [Stapler.Add] adds what [tls.LoadX509KeyPair] returns, and fails as these do. Until Remove or Close it follows the files:
-// servers with TLSConfig(nil) and the methods of the result serve what is in them when they are renewed, by rename, by
-// symbolic links or in place.
+// AddFiles adds the certificate chain in certFile, leaf first, with the key in keyFile, which may be the same file,
+// as [Stapler.Add] adds what [tls.LoadX509KeyPair] returns, and fails as these do. Until Remove or Close it follows
+// the files, however they are renewed: servers with TLSConfig(nil) and the methods of the result serve what is in
+// them.
 //
-// Other files are noticed within ten seconds, and within five minutes other contents that nothing else tells of. What two
-// looks a second apart have found is taken if its parts fit and it has not expired. It takes the place of what was there
-// before, in the order of Add and in [Stapler.Certificates], once it is stapled, its first round has ended otherwise, or ten
-// seconds are over; at once if its predecessor has expired or is revoked; never before its NotBefore. While clients accept
-// the predecessor, one that is revoked, or Must-Staple and not stapled, does not replace it.
-//
-// Files that are missing, broken, larger than a megabyte, no regular files, or do not fit leave what serves. If that lasts for
-// a minute, the log names them.
+// What is new is noticed within ten seconds, or five minutes if nothing but the contents tells. It serves once it is
+// stapled, its first round has ended otherwise, or ten seconds are over; at once if what it replaces has expired or
+// is revoked; never before its NotBefore. What is revoked, or Must-Staple and not stapled, does not replace what
+// clients accept; nor do files that are missing, broken or do not fit, and these are logged after a minute.
 func (s *Stapler) AddFiles(certFile, keyFile string) (*Files, error) {
 	g := s.start()
 	f := &Files{engine: g, names: pemfiles.Names{Cert: certFile, Key: keyFile}}
@@ -81,25 +77,22 @@ func (s *Stapler) AddFiles(certFile, keyFile string) (*Files, error) {
 	return f, nil
 }
 
-// Certificate returns the handle to what is in service now. It does not follow the files, nor do its methods: once another
-// certificate succeeds, it is a removed handle. For a tls.Config, use those of Files.
+// Certificate returns the handle to what serves now. It does not follow the files: when that is replaced, it is a
+// removed handle.
 func (f *Files) Certificate() *Certificate { return f.serving.Load() }
 
-// GetCertificate is for tls.Config.GetCertificate. It is [Certificate.GetCertificate] of what is in service now.
+// GetCertificate is for tls.Config.GetCertificate: that of what serves now.
 func (f *Files) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return f.serving.Load().GetCertificate(hello)
 }
 
-// GetClientCertificate is for tls.Config.GetClientCertificate. It is [Certificate.GetClientCertificate] of what is in
-// service now.
+// GetClientCertificate is for tls.Config.GetClientCertificate: as above.
 func (f *Files) GetClientCertificate(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
 	return f.serving.Load().GetClientCertificate(info)
 }
 
-// Reload looks at the files now, as on SIGHUP, and waits until what is there serves, a second at least if it is something
-// new. It returns an error if that cannot be taken, or does not replace what serves by what [Stapler.AddFiles] says; one that
-// is not valid yet serves from its NotBefore on without another call. If ctx ends first, its error is returned, joined with
-// what was waited for.
+// Reload looks at the files now, as on SIGHUP, and waits until what is there serves, a second at least if that is
+// new. The error says why it cannot, or not yet. If ctx ends first, that is joined with its error.
 func (f *Files) Reload(ctx context.Context) error {
 	g := f.engine
 	g.mu.Lock()
@@ -130,7 +123,7 @@ func (f *Files) Reload(ctx context.Context) error {
 	return outcome
 }
 
-// Remove ends the care for the files and what is in service, as [Certificate.Remove] does.
+// Remove ends the care for the files, and for what serves.
 func (f *Files) Remove() {
 	g := f.engine
 	g.mu.Lock()

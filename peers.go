@@ -23,24 +23,27 @@ import (
 	"github.com/go-staple/staple/internal/wall"
 )
 
-// Peers returns the handles of the certificates that a [Checker] has asked about and remembers, in no order. They have no
-// private key. Those that the Stapler serves as well are among them; the Status of any other has Peer set. Remove forgets a
-// peer, unless it is revoked.
+// Peers returns the handles, without private keys, of the certificates that a [Checker] remembers, in no order.
+// [Status.Peer] is set for those that nobody serves. Remove forgets a peer, unless it is revoked.
 func (s *Stapler) Peers() iter.Seq[*Certificate] {
 	g := s.start()
 	return func(yield func(*Certificate) bool) {
-		for _, c := range g.peers.table.All() {
+		for _, e := range g.peers.table.All() {
 			g.mu.Lock()
-			c.dress()
+			c := e.peer
+			if c != nil {
+				c.dress()
+			}
 			g.mu.Unlock()
-			if !yield(c) {
+			if c != nil && !yield(c) {
 				return
 			}
 		}
 	}
 }
 
-// CheckStats is how often [Checker]s have decided about peers with certificates of one CA, since the Stapler's first use.
+// CheckStats is how often [Checker]s have decided about peers with certificates of one CA, since the Stapler's first
+// use.
 type CheckStats struct {
 	CA               string        // the issuer's subject; of the thousand that came first, and "others"
 	Passed           uint64        // connections, and calls of Check
@@ -67,7 +70,7 @@ func (s *Stapler) CheckStats() []CheckStats {
 // Peers are what the engine knows of certificates about which Checkers ask.
 type peers struct {
 	engine  *engine
-	table   seen.Table[Certificate]
+	table   seen.Table[entry]
 	waiting atomic.Int32 // connections
 
 	// Guarded by engine.mu.
@@ -109,7 +112,7 @@ func newChecking(c *Checker) *checking {
 // meet returns what is known of a peer's certificate, which is remembered from now on.
 func (p *peers) meet(cert, issuer *x509.Certificate) *entry {
 	if s := p.table.Recall(cert.Raw, time.Now()); s != nil {
-		return s.Handle.entry()
+		return s.Handle
 	}
 	return p.remember(cert, issuer)
 }
@@ -177,7 +180,7 @@ func (p *peers) remember(cert, issuer *x509.Certificate) *entry {
 				e.rest(ErrNoResponder)
 			}
 		}
-		_, out := p.table.Put(e.leaf.Raw, e.peer, nil, time.Now())
+		_, out := p.table.Put(e.leaf.Raw, e, nil, time.Now())
 		if out != nil {
 			p.drop(out)
 		}
@@ -352,16 +355,15 @@ func (p *peers) show(e *entry) {
 }
 
 // drop forgets a peer, with engine.mu held.
-func (p *peers) drop(c *Certificate) {
-	e := c.entry()
-	if c.removed || c != e.peer {
+func (p *peers) drop(e *entry) {
+	if e.peer == nil {
 		return
 	}
-	c.removed = true
+	e.peer.removed = true
 	e.peer = nil
 	e.maxAge.Store(0)
 	delete(p.over, e)
-	p.table.Remove(e.key, c)
+	p.table.Remove(e.key, e)
 	if len(e.handles) == 0 {
 		p.engine.leave(e)
 	}
@@ -369,13 +371,13 @@ func (p *peers) drop(c *Certificate) {
 
 // forget forgets the peers that have not come for a day, with engine.mu held.
 func (p *peers) forget() {
-	for _, c := range p.table.Forget(time.Now()) {
-		p.drop(c)
+	for _, e := range p.table.Forget(time.Now()) {
+		p.drop(e)
 	}
 	for e, since := range p.over {
 		if time.Since(since) >= seen.Span && wall.Now().After(e.leaf.NotAfter) {
 			p.engine.storage.outlived(e)
-			p.drop(e.peer)
+			p.drop(e)
 		}
 	}
 }
@@ -391,7 +393,7 @@ func (p *peers) expired(e *entry) {
 		}
 		p.over[e] = time.Now()
 	default:
-		p.drop(e.peer)
+		p.drop(e)
 	}
 }
 

@@ -22,35 +22,20 @@ const (
 	maxWaiting    = 256 // handshakes that wait for one certificate
 )
 
-// TLSConfig returns a clone of base that staples, and changes nothing else: for
-// every ClientHello, crypto/tls would choose the same certificate from base. It
-// covers base's Certificates, GetCertificate, GetConfigForClient and
-// GetClientCertificate. If base is nil, or has none of the first three, servers
-// choose among the certificates that were added, by [Stapler.Add] and [Stapler.AddFiles]
-// and in that order, by the rule of crypto/tls. MinVersion and MaxVersion are looked at now, and must not
-// be changed in the result.
+// TLSConfig returns a clone of base that staples, and changes nothing else: for every ClientHello, crypto/tls would
+// choose the same certificate from base, of Certificates, GetCertificate, GetConfigForClient and
+// GetClientCertificate. If base is nil, or has none of the first three, servers choose among what [Stapler.Add] and
+// [Stapler.AddFiles] added, in that order, by the rule of crypto/tls. Certificates is nil in the result: nothing may
+// be added there, and MinVersion and MaxVersion must not be changed.
 //
-// Certificates is nil and GetCertificate set in the result, since crypto/tls would
-// not call GetCertificate for a client that names no server otherwise. Therefore
-// nothing may add certificates to it afterwards: give http.Server's
-// ListenAndServeTLS and ServeTLS empty file names, and do not let httptest's
-// StartTLS, which adds a certificate of its own, start it. Both would bypass the
-// staple.
+// The certificates of base are looked up in the cache before TLSConfig returns, for a second at most. Those that
+// callbacks return are registered when they are first seen, by their leaf: 100 new ones a second, 131,072 in all,
+// until 24 hours have passed without a handshake. GetConfigForClient must not change the elements of a Certificates
+// slice that it has returned. A handshake with a Must-Staple certificate waits for its first response, until five
+// seconds after it was first seen; no other one does.
 //
-// The certificates of base are looked up in the cache before TLSConfig returns, or
-// after that if they take longer than a second. Those that callbacks return are
-// recognized by their leaf and registered when they are first seen: 100 new ones a
-// second at most, 131,072 in all; a certificate without a handshake for 24 hours is
-// forgotten. GetConfigForClient may return a new configuration each time, but must
-// not change the elements of a Certificates slice that it has returned before: make
-// a new slice.
-//
-// A handshake with a Must-Staple certificate waits for the first response about it,
-// for five seconds at most from when the certificate was first seen. No other
-// handshake waits.
-//
-// What TLSConfig registered is released some time after the result and all its
-// clones have become unreachable. After Close, TLSConfig returns a plain clone.
+// What was registered is released some time after the result and its clones have become unreachable. After Close,
+// TLSConfig returns a plain clone.
 func (s *Stapler) TLSConfig(base *tls.Config) *tls.Config {
 	g := s.start()
 	config := base.Clone()

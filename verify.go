@@ -17,79 +17,50 @@ import (
 	"golang.org/x/crypto/ocsp"
 )
 
-// A Verifier judges OCSP responses. Everything that reaches a handshake or the cache has passed one,
-// whether it came from the network, from the cache or with the certificate.
-//
-// A Verifier must be safe for concurrent use.
+// A Verifier judges OCSP responses: whatever reaches a handshake or the cache, wherever it came from. It must be safe
+// for concurrent use.
 type Verifier interface {
-	// Verify decides whether response, in DER, is authentic, about leaf, which issuer issued, and
-	// current at now. The status of the result may be ocsp.Good, ocsp.Revoked or ocsp.Unknown: acting
-	// on it is the Stapler's job.
-	//
-	// The result's Raw, if set, is what to staple and store in place of response, provided that Verify
-	// accepts it, too: see [ResponseVerifier]. Otherwise that is response itself.
-	//
-	// end is the time from which the response is no longer current. It is never zero where err is nil.
+	// Verify decides whether response, in DER, is authentic, about leaf, which issuer issued, and current at now:
+	// Good, Revoked or Unknown. r.Raw, if set, is stapled and stored in place of response, provided that Verify
+	// accepts it, too. end is when the response ceases to be current, never zero.
 	Verify(response []byte, leaf, issuer *x509.Certificate, now time.Time) (r *ocsp.Response, end time.Time, err error)
 }
 
-// A ResponseVerifier verifies OCSP responses as RFC 6960 s3.2 and s4.2.2.2 ask. The zero value is ready
-// to use, and safe for concurrent use as long as its fields are left alone. It must not be copied after
-// first use.
+// A ResponseVerifier verifies OCSP responses as RFC 6960 s3.2 and s4.2.2.2 ask, and where these leave a choice, as
+// the strictest of the large clients: docs/verifiers.md has the reasons. The zero value is ready to use. It is safe
+// for concurrent use, and must not be changed or copied after first use. A response is accepted if all of this holds:
 //
-// A response is accepted if all of this holds:
+//   - It is a basic response, version 1, in DER: nothing is left over, nothing unknown is critical, and no extension
+//     comes twice.
+//   - It speaks about the leaf, by hashes of the issuer's name and key (SHA-1, SHA-256, SHA-384 or SHA-512) and
+//     serial number. Of what it says of that, revoked counts before unknown, unknown before good, and then the latest
+//     thisUpdate.
+//   - It is signed with RSA (PKCS #1 v1.5 or PSS, up to 8192 bits) or ECDSA (P-256, P-384, P-521), with SHA-256,
+//     SHA-384 or SHA-512, with Ed25519, or, if built with Go 1.27 or newer, with ML-DSA (RFC 9881).
+//   - The signer is the issuer's key, one of Responders, or a delegated responder whose certificate is embedded, and
+//     the responderID names it, by the bytes of its name or the hash of its key.
+//   - now is not before thisUpdate, but for ClockSkew, and before the end: the earlier of nextUpdate and the NotAfter
+//     of a signer other than the issuer. thisUpdate and producedAt must not lie before 1970.
 //
-//   - It is a basic response, version 1, in DER: nothing is left over, nothing unknown is critical, and
-//     no extension comes twice.
-//   - It speaks about the leaf: hash of the issuer's name, hash of the issuer's key (SHA-1, SHA-256,
-//     SHA-384 or SHA-512) and serial number. What it says about other certificates makes no difference,
-//     as long as it is well formed and nothing in it is critical and unknown.
-//     If it speaks about the leaf more than once, revoked counts before unknown, unknown before good,
-//     and then the latest thisUpdate.
-//   - It is signed with RSA (PKCS #1 v1.5 or PSS) or ECDSA (P-256, P-384, P-521), with SHA-256, SHA-384
-//     or SHA-512, or with Ed25519. RSA keys above 8192 bits are refused. Built with Go 1.27 or newer, it
-//     may be signed with ML-DSA (RFC 9881), too.
-//   - The signer is the issuer, that is, the issuer's key; or one of Responders; or a delegated
-//     responder, whose certificate is among those embedded. The responderID names this signer, by the
-//     very bytes of its name or by the hash of its key. What else is embedded makes no difference.
-//   - now is not before thisUpdate, but for ClockSkew, and before the end, which is the earlier of
-//     nextUpdate and the NotAfter of a signer other than the issuer. What producedAt says makes no
-//     difference, as RFC 6960 s3.2 has it, but like thisUpdate it must not lie before 1970.
+// A delegated responder must be issued by the issuer itself, by name and signature, list id-kp-OCSPSigning, be no CA,
+// not have the issuer's name as responderID, be valid at now, and have no critical extensions that crypto/x509 does
+// not know; its key usage, if any, must include digitalSignature or nonRepudiation. It need not have
+// id-pkix-ocsp-nocheck.
 //
-// A delegated responder's certificate must be issued by the issuer itself: it has its name and is signed
-// by its key. It must list the extended key usage id-kp-OCSPSigning; its key usage, if any, must include
-// digitalSignature or nonRepudiation (RFC 5280 s4.2.1.12); it must be valid at now; and it must not have
-// critical extensions that crypto/x509 does not know. Where RFC 6960 leaves the choice:
-//
-//   - A delegate that is a CA is refused. RFC 6960 is silent, BoringSSL accepts it, mozilla::pkix
-//     refuses it on purpose, and what one of the large clients refuses should not be stapled.
-//   - A delegate without id-pkix-ocsp-nocheck is accepted, and never checked for revocation itself: RFC
-//     6960 s4.2.2.2.1 leaves that to local policy, and neither BoringSSL nor mozilla::pkix checks.
-//   - A delegate that the responderID names by the issuer's own name is refused, since mozilla::pkix
-//     takes the issuer for the signer then.
-//   - A delegate that has expired since it signed is refused: RFC 6960 s3.2 (4) asks for a signer that is
-//     currently authorized, and both clients go by the current time.
-//
-// Of one response, at most eight signatures are checked, its certificates' included, and as many
-// certificates parsed. Delegated responders are remembered, so that later responses of theirs cost one
-// check instead of two; no verdict depends on that.
-//
-// Nobody signs the list of embedded certificates, nor what surrounds the parts that are signed, and what
-// somebody put there may make clients refuse the whole. So the result's Raw is trimmed: it says the same,
-// is in strict DER throughout, and embeds the signer's certificate alone, exactly as it was signed, or
-// none if the issuer signed. It is what to staple. To verify Raw gives the same result, Raw unchanged.
+// Of a response, eight signatures at most are checked. The result's Raw is what to staple: it says the same, in
+// strict DER throughout, with the signer's certificate alone, or none if the issuer signed. Nobody signs what else
+// surrounds the signed parts, and clients may refuse the whole for it.
 type ResponseVerifier struct {
-	// ClockSkew is how far thisUpdate may lie in the future. Zero: 5 minutes; negative: not at all. It
-	// never applies to the end.
+	// ClockSkew is how far thisUpdate, never the end, may be off. Zero: 5 minutes in the future; negative: not at
+	// all.
 	ClockSkew time.Duration
 
-	// MaxAge is how long a response without nextUpdate counts, from its thisUpdate on. Zero: 24 hours,
-	// as clients do. Negative: such a response is refused, as RFC 9919 s5 asks.
+	// MaxAge is how long a response without nextUpdate counts. Zero: 24 hours, as clients do; negative: not at all
+	// (RFC 9919 s5).
 	MaxAge time.Duration
 
-	// Responders are trusted to sign for every issuer, RFC 6960 s4.2.2.2 (1). Nothing is asked of them
-	// but that they are valid. One that is a CA vouches for the delegated responders that it issued, by
-	// the rules for an issuer's, as long as it is valid itself: so a responder may renew its certificate.
+	// Responders are trusted to sign for every issuer while they are valid, RFC 6960 s4.2.2.2 (1). One that is a CA
+	// vouches for delegated responders as an issuer does for its own, so that a responder may renew its certificate.
 	Responders []*x509.Certificate
 
 	signers signer.Finder
@@ -178,12 +149,9 @@ func refusal(err error) error {
 	return &VerifyError{Reason: reason, Err: err}
 }
 
-// Verify implements [Verifier]. Every error is a [*VerifyError], and one about a response with an error
-// status wraps its [ocsp.ResponseError].
-//
-// The result is filled in as ocsp.ParseResponseForCert does, but for two fields: Raw is what to staple,
-// trimmed as [ResponseVerifier] says, and Certificate is the signer's if Raw embeds it, otherwise nil. The
-// result shares memory with response and with certificates that are remembered: do not change it.
+// Verify implements [Verifier]. Every error is a [*VerifyError], which wraps the [ocsp.ResponseError] of a response
+// that is one. The result is as [ocsp.ParseResponseForCert] has it, but for Raw, and Certificate, which is the
+// signer's if Raw embeds it. It shares memory with response and with what is remembered: do not change it.
 func (v *ResponseVerifier) Verify(response []byte, leaf, issuer *x509.Certificate, now time.Time) (r *ocsp.Response, end time.Time, err error) {
 	r, end, endOf, err := v.verify(response, leaf, issuer, now)
 	if err == nil {
@@ -272,26 +240,15 @@ func (v *ResponseVerifier) verify(response []byte, leaf, issuer *x509.Certificat
 	return r, end, endOf, nil
 }
 
-// VerifyConnection checks the OCSP response that the peer has stapled, for clients and for servers that
-// ask for client certificates. It is meant for [tls.Config.VerifyConnection], and has to run after
-// crypto/tls has verified the peer's certificate: a connection with a certificate and without a verified
-// chain fails. One without a certificate passes: whether one is needed is up to [tls.Config.ClientAuth].
+// VerifyConnection is for [tls.Config.VerifyConnection] and looks at what the peer has stapled. It asks nobody, so
+// that whoever staples nothing passes, revoked or not, and that is nearly all clients and many servers: for them
+// there is [Checker].
 //
-// A staple must verify, as [ResponseVerifier.Verify] does now, for some verified chain, and say that the
-// certificate is good. If it says revoked, the error wraps [ErrRevoked]. Without a staple the connection
-// passes, unless the certificate is Must-Staple (RFC 7633), or its TLS feature extension is malformed.
-// No staple can speak about a certificate that is a trust anchor itself: it is not looked at.
-//
-// So whoever staples nothing passes, revoked or not, and that is nearly all clients and many servers. For them there
-// is [Checker], which asks.
-//
-// What the peer sent is judged as Verify does: what would be trimmed away makes no difference.
-//
-// A resumed session keeps the staple of the handshake that began it, so there all is checked again but
-// the end.
-//
-// A client certificate can be stapled in TLS 1.3 alone (RFC 8446 s4.4.2.1). In TLS 1.2 a Must-Staple one
-// always fails, and any other always passes.
+// A staple must verify as Verify does, for some verified chain, and say good; if it says revoked, the error wraps
+// [ErrRevoked]. Without a staple, a certificate fails that is Must-Staple (RFC 7633), as a client's always does in
+// TLS 1.2, which has no staples of clients, or whose TLS feature extension is malformed. A trust anchor is not looked
+// at. A connection without a certificate passes, and one without a verified chain fails. In a resumed session, the
+// staple is that of the connection that began it, and its end does not matter.
 func (v *ResponseVerifier) VerifyConnection(cs tls.ConnectionState) error {
 	if len(cs.PeerCertificates) == 0 {
 		return nil
