@@ -1,4 +1,4 @@
-package prometheus_test
+package stapleprom_test
 
 import (
 	"context"
@@ -20,14 +20,10 @@ func Example() {
 	ca := stapletest.NewCA(stapletest.CAOptions{})
 	responder := stapletest.NewResponder(ca)
 
-	var stapler staple.Stapler
-	collector := &stapleprom.Collector{Stapler: &stapler}
-	stapler.OnEvent = collector.Event // before anything else is done with stapler
-	stapler.Fetcher = &staple.HTTPFetcher{Client: responder.Client()}
+	stapler := staple.Stapler{Fetcher: &staple.HTTPFetcher{Client: responder.Client()}}
 	defer stapler.Close()
-
 	registry := prometheus.NewRegistry() // or prometheus.DefaultRegisterer
-	registry.MustRegister(collector)
+	registry.MustRegister(stapleprom.Attach(&stapler))
 	metrics := httptest.NewServer(promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	defer metrics.Close()
 

@@ -1,4 +1,4 @@
-package prometheus
+package stapleprom
 
 import (
 	"encoding/json"

@@ -1,12 +1,7 @@
-// Package prometheus shows what a [staple.Stapler] does as Prometheus metrics.
+// Package stapleprom shows what a [staple.Stapler] does as Prometheus metrics.
 //
 //	var stapler staple.Stapler
-//	collector := &stapleprom.Collector{Stapler: &stapler}
-//	stapler.OnEvent = collector.Event
-//	prometheus.MustRegister(collector)
-//
-// Set OnEvent before anything else is done with the Stapler, and before the
-// collector is registered, since a Stapler reads its fields at first use.
+//	prometheus.MustRegister(stapleprom.Attach(&stapler))
 //
 // # Metrics
 //
@@ -38,7 +33,7 @@
 // Of the peers that a [staple.Checker] asks about there are counts by state, and none
 // has series of its own. What Checkers decide is counted for each CA, of which again
 // 64 are told apart.
-package prometheus
+package stapleprom
 
 import (
 	"cmp"
@@ -72,7 +67,7 @@ const (
 	noResponder = "none"
 )
 
-// A Collector is a [prometheus.Collector] for one Stapler. Its fields must not be
+// A Collector is a [prometheus.Collector] for one Stapler: see [Attach]. Its fields must not be
 // changed once it is in use. It is safe for concurrent use and must not be copied.
 //
 // Collectors of several Staplers can be registered with different labels: see
@@ -198,8 +193,22 @@ func (c *Collector) init() {
 	}, perHost)
 }
 
-// Event counts what ev tells of. It is for [staple.Stapler.OnEvent], or to be
-// called from the function there.
+// Attach returns a Collector for s, and has s.OnEvent tell it of events. A function that is there already is called as
+// before, after the Collector. Since a Stapler reads its fields when it is first used, call Attach after s.OnEvent is set and
+// before anything else is done with s, and once.
+func Attach(s *staple.Stapler) *Collector {
+	c := &Collector{Stapler: s}
+	next := s.OnEvent
+	s.OnEvent = func(ev staple.Event) {
+		c.Event(ev)
+		if next != nil {
+			next(ev)
+		}
+	}
+	return c
+}
+
+// Event counts what ev tells of. It is for [staple.Stapler.OnEvent], or to be called from the function there: see [Attach].
 func (c *Collector) Event(ev staple.Event) {
 	if !ev.Fetched && ev.Kind != staple.EventFailed {
 		return // it found its response elsewhere

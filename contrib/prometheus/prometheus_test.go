@@ -1,4 +1,4 @@
-package prometheus
+package stapleprom
 
 import (
 	"bytes"
@@ -55,11 +55,37 @@ func newWorld(t testing.TB) *world {
 	}
 	w.responder = stapletest.NewResponder(w.ca)
 	w.stapler.Fetcher = &staple.HTTPFetcher{Client: w.responder.Client()}
-	w.collector = &Collector{Stapler: w.stapler}
-	w.stapler.OnEvent = w.collector.Event
+	w.collector = Attach(w.stapler)
 	w.registry.MustRegister(w.collector)
 	t.Cleanup(func() { w.stapler.Close() })
 	return w
+}
+
+func TestAttachKeepsAnOnEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		var kinds []staple.EventKind
+		w.stapler.OnEvent = func(ev staple.Event) { kinds = append(kinds, ev.Kind) }
+		c := Attach(w.stapler)
+		w.add(t, stapletest.LeafOptions{Responders: []string{ocspURL}}, stapletest.Answer{})
+		w.settle(t)
+		require.NoError(t, w.stapler.Close())
+		require.Equal(t, []staple.EventKind{staple.EventStapled}, kinds)
+		registry := prometheus.NewPedanticRegistry()
+		registry.MustRegister(c)
+		families, err := registry.Gather()
+		require.NoError(t, err)
+		for _, f := range families {
+			if f.GetName() == "staple_fetches_total" {
+				for _, m := range f.Metric {
+					if m.GetCounter().GetValue() == 1 {
+						return
+					}
+				}
+			}
+		}
+		require.Fail(t, "the Collector was told nothing")
+	})
 }
 
 // add has a new certificate looked after, and the responder give the answer about it, after 50 ms: a round that takes no
