@@ -201,6 +201,68 @@ func ExampleStapler_Wait() {
 	// plain.example false staple: no OCSP responder to ask
 }
 
+// A Must-Staple certificate at start-up: without its staple the server does not listen. Whoever restarts while the responder is down
+// has it from the Cache.
+func Example_mustStaple() {
+	demo := newDemo()
+	cert := demo.ca.Leaf(stapletest.LeafOptions{MustStaple: true, Responders: []string{"http://ocsp.example"}})
+	dir, err := os.MkdirTemp("", "staple")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+
+	start := func() error {
+		stapler := staple.Stapler{
+			Fetcher:       demo.fetcher,
+			Cache:         staple.DirCache(dir),
+			RequireStaple: true, // what fails later fails here, and not at the clients
+			Logger:        slog.New(slog.DiscardHandler),
+		}
+		defer stapler.Close()
+		config := stapler.TLSConfig(&tls.Config{Certificates: []tls.Certificate{cert}})
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if err := stapler.Wait(ctx); err != nil {
+			return err // which names the certificate, and says why
+		}
+		_ = config // listen now
+		return nil
+	}
+
+	demo.responder.Set(nil, stapletest.Answer{HTTPStatus: http.StatusServiceUnavailable})
+	fmt.Println("the responder is down, it starts:", start() == nil)
+	demo.responder.Reset(nil)
+	fmt.Println("the responder is up, it starts:", start() == nil)
+	demo.responder.Set(nil, stapletest.Answer{HTTPStatus: http.StatusServiceUnavailable})
+	fmt.Println("it is down again, it starts:", start() == nil)
+	// Output:
+	// the responder is down, it starts: false
+	// the responder is up, it starts: true
+	// it is down again, it starts: true
+}
+
+// A fleet: servers with the same certificate and a Cache that they share, and that is a Locker. One of them asks, and all
+// staple the same response. A DirCache is one for the processes of a machine; contrib/redis has one for many machines.
+func Example_fleet() {
+	demo := newDemo()
+	dir, err := os.MkdirTemp("", "staple")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	for range 3 { // which are as many processes
+		stapler := staple.Stapler{Fetcher: demo.fetcher, Cache: staple.DirCache(dir)}
+		defer stapler.Close()
+		stapler.TLSConfig(&tls.Config{Certificates: []tls.Certificate{demo.cert}})
+		if err := stapler.Wait(context.Background()); err != nil {
+			log.Fatal(err)
+		}
+	}
+	fmt.Println("requests:", len(demo.responder.Requests(demo.cert.Leaf)))
+	// Output: requests: 1
+}
+
 // With a cache, a server that restarts while the responder is down staples from its first handshake on.
 func ExampleDirCache() {
 	demo := newDemo()

@@ -6,7 +6,8 @@
 //	cert := ca.Leaf(stapletest.LeafOptions{Responders: []string{"http://ocsp.example"}})
 //	client := responder.Client() // asks the responder without a socket
 //
-// A [Responder] answers well unless an [Answer] tells it otherwise. A [Response] describes one OCSP
+// In a bubble of testing/synctest, where time is what the test makes of it, a week of an outage passes in no time: the
+// example Outage is such a test. A [Responder] answers well unless an [Answer] tells it otherwise. A [Response] describes one OCSP
 // response down to its bytes, and [Forgeries] and [Oddities] list responses that a verifier must
 // refuse and accept.
 //

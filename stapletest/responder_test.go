@@ -52,6 +52,8 @@ func body(t testing.TB, resp *http.Response) []byte {
 	return data
 }
 
+func TestTheExampleOfATestPasses(t *testing.T) { testOutage(t) }
+
 func TestResponderAnswersGetAndPost(t *testing.T) {
 	ca := stapletest.NewCA(stapletest.CAOptions{Intermediate: true})
 	leaf := ca.Leaf(stapletest.LeafOptions{}).Leaf
