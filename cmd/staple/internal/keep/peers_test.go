@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/http/httptest"
@@ -319,26 +320,35 @@ http {
 }
 `
 
-func TestNginxStaplesWhatIsKept(t *testing.T) {
-	t.Parallel()
-	c := newTown(t)
-	nginx := peer.Need(t, "nginx")
+// snippets returns the command that writes what the configuration includes.
+func (c *town) snippets() string {
+	require.NoError(c, os.WriteFile(c.path("stapling.sh"), []byte(example(c, "stapling.sh")), 0o755))
+	return fmt.Sprintf("sh '%s' '%s'/certs/*.pem", c.path("stapling.sh"), c.dir)
+}
+
+// nginx starts it, and returns the command that has it staple what is kept.
+func (c *town) nginx() (reload string) {
+	path := peer.Need(c, "nginx")
 	user := ""
 	if os.Geteuid() == 0 {
 		user = "user www-data;"
 	}
 	config := strings.NewReplacer("USER", user, "DIR", c.dir, "ADDRESS", c.address).Replace(nginxConfig)
-	require.NoError(t, os.WriteFile(c.path("nginx.conf"), []byte(config), 0o644))
-	require.NoError(t, os.WriteFile(c.path("stapling.sh"), []byte(example(t, "stapling.sh")), 0o755))
-
-	c.responder.Set(nil, validity(8*time.Second))
-	snippets := fmt.Sprintf("sh '%s' '%s'/certs/*.pem", c.path("stapling.sh"), c.dir)
-	exit, said := c.once("-exec", snippets, c.path("certs"))
-	require.Equal(t, well, exit, said)
-	server := c.program(exec.Command(nginx, "-e", "stderr", "-p", c.dir, "-c", c.path("nginx.conf")))
+	require.NoError(c, os.WriteFile(c.path("nginx.conf"), []byte(config), 0o644))
+	server := c.program(exec.Command(path, "-e", "stderr", "-p", c.dir, "-c", c.path("nginx.conf")))
 	c.serves()
+	c.Cleanup(func() { require.NotContains(c, server.log.String(), "[emerg]") })
+	return fmt.Sprintf("%s && '%s' -e stderr -p '%s' -c '%s' -s reload", c.snippets(), path, c.dir, c.path("nginx.conf"))
+}
+
+func TestNginxStaplesWhatIsKept(t *testing.T) {
+	t.Parallel()
+	c := newTown(t)
+	c.responder.Set(nil, validity(8*time.Second))
+	exit, said := c.once("-exec", c.snippets(), c.path("certs"))
+	require.Equal(t, well, exit, said)
+	reload := c.nginx()
 	first := c.staples("good")
-	reload := fmt.Sprintf("%s && '%s' -e stderr -p '%s' -c '%s' -s reload", snippets, nginx, c.dir, c.path("nginx.conf"))
 	c.keep("-exec", reload, c.path("certs"))
 	c.eventually("renewed", func() error {
 		if der := c.staples("good"); string(der) == string(first) {
@@ -364,7 +374,57 @@ func TestNginxStaplesWhatIsKept(t *testing.T) {
 	require.NoFileExists(t, c.path("certs/site.pem.ocsp"))
 	c.renew()
 	c.staples("good")
-	require.NotContains(t, server.log.String(), "[emerg]")
+}
+
+var outage = flag.Duration("outage", 0, "how long TestAnOutageIsSeenOut has the responder down; half an hour at least")
+
+// A response that outlasts an outage is stapled all through it, by both servers, and a newer one soon after it.
+func TestAnOutageIsSeenOut(t *testing.T) {
+	if *outage < 30*time.Minute {
+		t.Skip("takes longer than -outage, in real time")
+	}
+	haproxy := func(c *town) (keeper []string) {
+		exit, said := c.once(c.path("certs"))
+		require.Equal(c, well, exit, said)
+		c.haproxy()
+		return []string{"-haproxy", c.path("sock")}
+	}
+	nginx := func(c *town) (keeper []string) {
+		exit, said := c.once("-exec", c.snippets(), c.path("certs"))
+		require.Equal(c, well, exit, said)
+		return []string{"-exec", c.nginx()}
+	}
+	for name, start := range map[string]func(c *town) (keeper []string){"HAProxy": haproxy, "nginx": nginx} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newTown(t)
+			lasts := *outage + 400*time.Second // HAProxy staples nothing in the last five minutes
+			c.responder.Set(nil, left(lasts, lasts))
+			flags := start(c)
+			first := c.staples("good")
+			c.responder.Set(nil, stapletest.Answer{HTTPStatus: 503})
+			before := len(c.responder.Requests(nil))
+			c.keep(append(flags, c.path("certs"))...)
+			handshakes, began := 0, time.Now()
+			for ; time.Since(began) < *outage; time.Sleep(100 * time.Millisecond) {
+				word, der, err := c.handshake()
+				require.NoError(t, err)
+				require.Equal(t, "good", word, time.Since(began))
+				require.Equal(t, first, der)
+				handshakes++
+			}
+			asked := len(c.responder.Requests(nil)) - before
+			require.Positive(t, asked)
+			c.responder.Reset(nil)
+			ended := time.Now()
+			for string(c.staples("good")) == string(first) {
+				require.Less(t, time.Since(ended), 2*time.Minute)
+				time.Sleep(100 * time.Millisecond)
+			}
+			t.Logf("%d handshakes in %v were stapled, and %d requests made; a new response was stapled %v after",
+				handshakes, *outage, asked, time.Since(ended).Round(time.Second))
+		})
+	}
 }
 
 func TestLighttpdStaplesWhatIsKept(t *testing.T) {
