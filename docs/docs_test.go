@@ -45,7 +45,7 @@ func pages(t *testing.T) map[string]string {
 var (
 	fence   = regexp.MustCompile("(?ms)^( *)```(\\w*)\n(.*?)^ *```$")
 	code    = regexp.MustCompile("`[^`\n]*`")
-	link    = regexp.MustCompile(`\[[^\[\]]*\]\(([^()\s]+)\)`)
+	link    = regexp.MustCompile(`\[[^\[\]]*\]\(([^()\s]+)\)|\bsrc(?:set)?="([^"]+)"`)
 	heading = regexp.MustCompile(`(?m)^#+ +(.*)$`)
 )
 
@@ -80,19 +80,20 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	for page, text := range all {
 		text = code.ReplaceAllString(fence.ReplaceAllString(text, ""), "")
 		for _, l := range link.FindAllStringSubmatch(text, -1) {
-			if strings.Contains(l[1], ":") { // elsewhere
+			to := l[1] + l[2]
+			if strings.Contains(to, ":") { // elsewhere
 				continue
 			}
 			links++
-			file, anchor, _ := strings.Cut(l[1], "#")
+			file, anchor, _ := strings.Cut(to, "#")
 			target := page
 			if file != "" {
 				target = filepath.Join(filepath.Dir(page), filepath.FromSlash(file))
 			}
-			if _, err := os.Stat(target); !assert.NoError(t, err, "%s: %s", page, l[1]) || anchor == "" {
+			if _, err := os.Stat(target); !assert.NoError(t, err, "%s: %s", page, to) || anchor == "" {
 				continue
 			}
-			assert.True(t, anchors(all[target])[anchor], "%s: %s: no such heading", page, l[1])
+			assert.True(t, anchors(all[target])[anchor], "%s: %s: no such heading", page, to)
 		}
 	}
 	require.Greater(t, links, 50)

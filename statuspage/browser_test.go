@@ -8,8 +8,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/ocsp"
 
 	"github.com/go-staple/staple"
 	"github.com/go-staple/staple/stapletest"
@@ -96,6 +98,24 @@ func TestPeersInChromium(t *testing.T) {
 	b.look("list-peers", s.page()+"?list=peers")
 	for _, c := range peersOf(t, &Handler{Stapler: w.stapler}, "state=answered").Peers {
 		b.look("peer", s.page()+"?cert="+c.ID)
+	}
+}
+
+// The picture in README.md: STAPLE_SCREENSHOTS="$PWD/docs" go test -run ThePicture ./statuspage.
+func TestThePictureInREADMEShowsThePage(t *testing.T) {
+	b := startBrowser(t)
+	w := newWorld(t)
+	names := func(names ...string) stapletest.LeafOptions { return stapletest.LeafOptions{Names: names} }
+	w.add(names("www.example.com", "example.com"), stapletest.Answer{Age: 30 * time.Hour})
+	w.turn(w.addHolding(names("mail.example.com"), stapletest.Answer{Age: 6 * day}), unavailable())
+	w.add(names("old.example.com"), stapletest.Answer{Status: ocsp.Revoked})
+	w.add(stapletest.LeafOptions{Names: []string{"pay.example.com"}, MustStaple: true}, stapletest.Answer{Error: ocsp.TryLater})
+	w.settle()
+	s := newSite(t, &Handler{Stapler: w.stapler})
+	for _, scheme := range []string{"light", "dark"} {
+		b.show(1180, 500, scheme)
+		b.open(s.page())
+		b.screenshot("statuspage-" + scheme)
 	}
 }
 
