@@ -124,9 +124,9 @@ type Status struct {
 	RevocationReason    int       // of RFC 5280, section 5.3.1, such as ocsp.KeyCompromise
 	ThisUpdate          time.Time // of the response held; zero: none is
 	Expires             time.Time // the end of the response held; zero: none is
-	NextRefresh         time.Time // when the responder is asked next; while PausedUntil is set, not before: see there. Zero: not any more
-	PausedUntil         time.Time // when the pause that it waits for lets the next request through, about this certificate or, of many that wait, more likely another one; each that fails begins a new pause. Zero: it waits for none
-	PauseErr            error     // the last failure of others, for which it waits
+	NextRefresh         time.Time // when it is asked about next, or no sooner than that while PausedUntil is set; zero: not any more
+	PausedUntil         time.Time // while requests about others fail: when the next one goes out, about any of those that wait. Zero: it waits for none
+	PauseErr            error     // the last of these failures
 	LastAttempt         time.Time // when the last round began; zero: none has
 	Responder           string    // the URL that answered last; empty: none has, or the Fetcher does not tell
 	Failures            int       // rounds failed since the last success

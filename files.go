@@ -47,15 +47,15 @@ const successorWaits = 10 * time.Second // for its first staple, at most
 
 var errWriting, errHangs = errors.New("staple: the files change all the time"), errors.New("staple: the file system does not answer")
 
-// AddFiles adds the certificate chain in certFile, leaf first, with the key in keyFile, which may be the same file,
-// as [Stapler.Add] adds what [tls.LoadX509KeyPair] returns, and fails as these do. Until Remove or Close it follows
-// the files, however they are renewed: servers with TLSConfig(nil) and the methods of the result serve what is in
-// them.
+// AddFiles adds the certificate chain in certFile, the leaf and then who issued it, with the key in keyFile, perhaps
+// the same file, as [Stapler.Add] adds what [tls.LoadX509KeyPair] returns, and fails as these do. Until Remove or
+// Close it follows the files, however they are renewed: servers with TLSConfig(nil) and the methods of the result
+// serve what is in them.
 //
-// What is new is noticed within ten seconds, or five minutes if nothing but the contents tells. It serves once it is
-// stapled, its first round has ended otherwise, or ten seconds are over; at once if what it replaces has expired or
-// is revoked; never before its NotBefore. What is revoked, or Must-Staple and not stapled, does not replace what
-// clients accept; nor do files that are missing, broken or do not fit, and these are logged after a minute.
+// What is new is noticed within ten seconds, or five minutes if size and times of the files are as before. It serves
+// once it is stapled; without a staple, if its first round ends so, or after ten seconds; at once, if what it
+// replaces has expired or is revoked; never before its NotBefore. What is revoked, or Must-Staple and not stapled,
+// does not replace what clients accept; nor do files that are missing, broken or do not fit, which are logged.
 func (s *Stapler) AddFiles(certFile, keyFile string) (*Files, error) {
 	g := s.start()
 	f := &Files{engine: g, names: pemfiles.Names{Cert: certFile, Key: keyFile}}

@@ -102,8 +102,8 @@ type Stapler struct {
 	Logger *slog.Logger
 
 	// OnEvent, if not nil, is called for each [Event], one at a time, in order and with no lock held. It may call
-	// every method but Close, and nothing else waits for it. 4,096 events may, or twice as many as there are
-	// certificates; then some are left out, the least important first, and the log tells how many.
+	// every method but Close. If it is slow nothing else is: 4,096 events wait, or twice as many as there are
+	// certificates, and of more some are left out, the least important first, and the log tells how many.
 	OnEvent func(Event)
 
 	RequireStaple bool // refuses handshakes with Must-Staple certificates that lack their staple, as the client would

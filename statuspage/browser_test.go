@@ -107,7 +107,9 @@ func TestThePictureInREADMEShowsThePage(t *testing.T) {
 	w := newWorld(t)
 	names := func(names ...string) stapletest.LeafOptions { return stapletest.LeafOptions{Names: names} }
 	w.add(names("www.example.com", "example.com"), stapletest.Answer{Age: 30 * time.Hour})
-	w.turn(w.addHolding(names("mail.example.com"), stapletest.Answer{Age: 6 * day}), unavailable())
+	mail := names("mail.example.com")
+	mail.Responders = []string{"http://ocsp.example-ca.test/"}
+	w.turn(w.addHolding(mail, stapletest.Answer{Age: 6 * day}), unavailable())
 	w.add(names("old.example.com"), stapletest.Answer{Status: ocsp.Revoked})
 	w.add(stapletest.LeafOptions{Names: []string{"pay.example.com"}, MustStaple: true}, stapletest.Answer{Error: ocsp.TryLater})
 	w.settle()

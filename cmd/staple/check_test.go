@@ -346,6 +346,29 @@ func TestRespondersOfAHostAreAskedAtPublicAddressesAloneUnlessItVerifiesByCA(t *
 	require.Equal(t, revoked, check(write(t, "chain.pem", chainPEM(cert))).Verdict, "a file is the operator's own")
 }
 
+func TestAHostThatDoesNotSendItsIssuerIsToldTo(t *testing.T) {
+	w := newLab(t)
+	cert := w.leaf()
+	ca := write(t, "ca.pem", certPEM(w.ca.Issuer))
+	w.serve(tls.Certificate{Certificate: cert.Certificate[:1], PrivateKey: cert.PrivateKey})
+	stdout, _, exit := w.check("-ca", ca, "host.example")
+	require.Equal(t, exitSoon, exit)
+	require.Contains(t, stdout, "have the host send the issuer's certificate as well")
+	w.serve(cert)
+	stdout, _, _ = w.check("-ca", ca, "host.example")
+	require.NotContains(t, stdout, "issuer's certificate as well")
+	require.Contains(t, stdout, "switch stapling on")
+}
+
+func TestAResponseWithoutNextUpdateIsSaidToHaveNone(t *testing.T) {
+	w := newLab(t)
+	cert := w.leaf()
+	w.serve(w.stapling(cert, stapletest.Answer{Validity: -1}))
+	stdout, _, exit := w.check("-ca", write(t, "ca.pem", certPEM(w.ca.Issuer)), "host.example")
+	require.Equal(t, exitWell, exit, stdout)
+	require.Contains(t, stdout, "there is no nextUpdate, and a day is counted")
+}
+
 func TestAnIssuerIsFoundWhereTheCertificateSays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newLab(t)

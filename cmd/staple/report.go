@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/go-staple/staple"
@@ -78,7 +79,7 @@ func (r *report) decide(warn float64) {
 		r.conclude(invalid, exitBroken, "the certificate does not verify by -ca: "+plain(r.untrusted),
 			"see that the host sends the whole chain for the name, and that -ca has its root")
 	case r.must && !r.stapled && !r.file:
-		r.conclude(missing, exitBroken, "no staple, and the certificate is Must-Staple: clients refuse it"+r.butSilent(), "switch stapling on, or get a certificate without Must-Staple")
+		r.conclude(missing, exitBroken, "no staple, and the certificate is Must-Staple: clients refuse it"+r.butSilent(), r.switchOn()+", or get a certificate without Must-Staple")
 	case r.noIssuer != nil:
 		r.decideNoIssuer()
 	case r.stapled:
@@ -94,6 +95,14 @@ func (r *report) butSilent() string {
 		return ""
 	}
 	return "; nor does its responder help: " + plain(r.silent)
+}
+
+// switchOn returns what to do about a staple that is missing.
+func (r *report) switchOn() string {
+	if r.issuer != nil && !slices.ContainsFunc(r.chain[1:], r.issuer.Equal) {
+		return "have the host send the issuer's certificate as well, without which most servers cannot ask the responder; switch stapling on"
+	}
+	return "switch stapling on"
 }
 
 func (r *report) decideRevoked() {
@@ -148,7 +157,7 @@ func (r *report) decideAnswer(warn float64) {
 	case r.said.is(ocsp.Unknown):
 		r.conclude(unknown, exitSoon, "the responder does not know the certificate", "if it is new, wait an hour; else tell the CA")
 	case r.said.is(ocsp.Good) && !r.file:
-		r.conclude(missing, exitSoon, "no staple, though the responder gives one", "switch stapling on; if it is, see that the host reaches "+exchange.Shown(r.responder))
+		r.conclude(missing, exitSoon, "no staple, though the responder gives one", r.switchOn()+"; if it is, see that the host reaches "+exchange.Shown(r.responder))
 	case r.said.is(ocsp.Good) && r.left() < warn:
 		r.conclude(expiring, exitSoon, "what the responder gives is about to end", "if it comes to its end, tell the CA")
 	case r.said.is(ocsp.Good):

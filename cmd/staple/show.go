@@ -113,7 +113,11 @@ func (r *report) write(w io.Writer) {
 		row("responder", "%s, not asked", printable(r.named(), 200))
 	}
 	if a := r.shown(); a != nil && a.r != nil {
-		row("validity", "%s", bar(a.r.ThisUpdate, r.expires(a), r.now))
+		forever := ""
+		if a.r.NextUpdate.IsZero() {
+			forever = "; there is no nextUpdate, and a day is counted"
+		}
+		row("validity", "%s%s", bar(a.r.ThisUpdate, r.expires(a), r.now), forever)
 	}
 	for _, m := range r.mentioned {
 		row("mentioned", "%s", m)
