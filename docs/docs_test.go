@@ -104,6 +104,13 @@ func TestTheREADMEIsShort(t *testing.T) {
 	require.LessOrEqual(t, strings.Count(pages(t)[filepath.Join("..", "README.md")], "\n"), 150)
 }
 
+// Whoever wants to know more finds it in these pages.
+func TestTheDocumentationOfThePackageIsShort(t *testing.T) {
+	out, err := exec.Command("go", "doc", "-all", "..").Output()
+	require.NoError(t, err)
+	require.LessOrEqual(t, bytes.Count(out, []byte("\n")), 676)
+}
+
 func TestEachPageSaysWhomItIsFor(t *testing.T) {
 	for page, text := range pages(t) {
 		if filepath.Dir(page) == filepath.Join("..", "docs") {
