@@ -59,6 +59,7 @@ type entry struct {
 	seeking    bool               // it has its turn where its issuer is asked for, not where its responders are
 	joined     bool               // by another chain, since issuers were looked for in those there are
 	denied     bool               // the responder said no the last time
+	told       bool               // the log knows that this peer is revoked
 	insisted   uint8              // rounds that asked past the caches, since something newer came
 	deferrals  uint8              // in a row, because another process had the lock
 	mustStaple bool               // it never changes, and stands here since there is room for it

@@ -407,8 +407,12 @@ func (p *peers) tell(e *entry, ev Event) {
 		level, attrs := slog.LevelDebug, []slog.Attr{slog.String("event", ev.Kind.String())}
 		if r := e.known.Held(); r != nil && r.Revoked && ev.Kind == EventRevoked {
 			said, _ := ocspder.Revoked(r.DER, e.leaf)
-			level, attrs = slog.LevelInfo, append(attrs, slog.Time("revoked_at", said.RevokedAt), slog.String("reason", name.Reason(said.Reason)))
+			attrs = append(attrs, slog.Time("revoked_at", said.RevokedAt), slog.String("reason", name.Reason(said.Reason)))
+			if !e.told {
+				level = slog.LevelInfo
+			}
 		}
+		e.told = e.known.Revoked()
 		if ev.Err != nil {
 			attrs = append(attrs, slog.Any("error", ev.Err))
 		}

@@ -90,6 +90,33 @@ func (anything) Verify(der []byte, leaf, issuer *x509.Certificate, now time.Time
 	return &ocsp.Response{Status: ocsp.Good, ThisUpdate: now, Raw: der}, now.Add(time.Hour), nil
 }
 
+func TestTheLogHasARevokedPeerOnceForEachRevocation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := world.New(t)
+		bob := w.Leaf()
+		var text world.Text
+		s := w.Stapler(func(s *staple.Stapler) { s.Logger = text.Logger() })
+		checker := &staple.Checker{Stapler: s, MaxResponseAge: 20 * time.Second}
+		lines := func(status int, comes int) (said int) {
+			w.Responder.Set(bob.Leaf, stapletest.Answer{Status: status, RevocationReason: ocsp.CertificateHold})
+			for range comes {
+				checker.VerifyConnection(arrival(w, bob))
+				time.Sleep(5 * time.Second)
+			}
+			for _, line := range text.TakeLines(t) {
+				if line["event"] == "revoked" && line["level"] == "INFO" {
+					said++
+				}
+			}
+			return said
+		}
+		require.Equal(t, 1, lines(ocsp.Revoked, 50))
+		require.Greater(t, len(w.Responder.Requests(bob.Leaf)), 10)
+		require.Zero(t, lines(ocsp.Good, 50))
+		require.Equal(t, 1, lines(ocsp.Revoked, 50), "again")
+	})
+}
+
 func TestAResponderThatHangsHoldsUpNoOtherPeerAndNothingServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := world.New(t)
