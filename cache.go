@@ -32,7 +32,7 @@ type Cache interface {
 // A Locker is a [Cache] that elects one among the processes that share it, to fetch for all.
 type Locker interface {
 	// TryLock takes the lock for key, for ttl at most, and reports whether it got it, without waiting. unlock gives
-	// it back early, even if somebody else has it by now. An error means that nobody knows: the caller goes on as if
+	// it back early, unless somebody else has it by now. An error means that nobody knows: the caller goes on as if
 	// it had it.
 	TryLock(ctx context.Context, key string, ttl time.Duration) (unlock func(), ok bool, err error)
 }

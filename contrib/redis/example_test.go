@@ -18,6 +18,9 @@ func Example() {
 	client := redis.NewUniversalClient(&redis.UniversalOptions{
 		Addrs:     []string{"redis.example.com:6379"}, // several: a cluster
 		TLSConfig: &tls.Config{},
+
+		ContextTimeoutEnabled: true, // or a call that is given up goes on until ReadTimeout
+		DialerRetries:         1,    // five, the default, take as long as Cache.Timeout
 	})
 	defer client.Close()
 
@@ -38,7 +41,7 @@ func Example() {
 // Two fleets can share one Redis, each with keys of its own. Who is far away from
 // Redis may wait longer for it.
 func ExampleCache() {
-	client := redis.NewClient(&redis.Options{Addr: "localhost:6379"})
+	client := redis.NewClient(&redis.Options{Addr: "localhost:6379", ContextTimeoutEnabled: true})
 	cache := &stapleredis.Cache{
 		Client:  client,
 		Prefix:  "staging:staple:",

@@ -23,9 +23,10 @@
 //
 // Each process then asks the responder for itself. No call takes longer than
 // [Cache.Timeout], whatever the timeouts and retries of the client, and after
-// several that failed in a row, calls fail at once, but for one each second that
-// looks whether Redis is back (see [Cache.Timeout] for clients that get stuck). The Stapler logs one line at the beginning of such
-// an outage and one at its end.
+// several that failed in a row, calls fail at once, but for one in a second, which may find Redis back
+// (see [Cache.Timeout] for clients that get stuck). The Stapler makes a call when a response is due, and while Redis
+// fails once in half a minute, and logs one line at the beginning of such an outage and one at its end. README.md has
+// what to set, and what happens when.
 package stapleredis
 
 import (
@@ -76,7 +77,7 @@ type Cache struct {
 	// A client whose ContextTimeoutEnabled is false cannot be interrupted while it
 	// reads. A call that is given up then ends on a goroutine of its own, after the
 	// client's ReadTimeout; while there are 16 of these, all further calls fail at once.
-	// So set ContextTimeoutEnabled, or leave ReadTimeout at its few seconds.
+	// So set ContextTimeoutEnabled.
 	Timeout time.Duration
 
 	stuck    atomic.Int32 // calls that were given up and have not returned
