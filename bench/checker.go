@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/bench/internal/table"
 )
 
 // arrivals returns what VerifyConnection sees of each client of the fleet.
@@ -64,7 +65,7 @@ func checkerTable(w io.Writer, most int) error {
 		rows = append(rows, []string{thousands(n), fmt.Sprintf("%.0f", both-alone), fmt.Sprintf("%.0f", allocations), fmt.Sprintf("%.0f", alone)})
 		last = k
 	}
-	printTable(w, rows)
+	table.Print(w, rows)
 
 	base := &tls.Config{Certificates: last.fleet.certs[:1], ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool(last.fleet.issuer)}
 	checked := base.Clone()
@@ -164,7 +165,7 @@ func peersTable(w io.Writer, most int) error {
 		}
 		rows = append(rows, row)
 	}
-	printTable(w, rows)
+	table.Print(w, rows)
 	return nil
 }
 
@@ -258,6 +259,6 @@ func rateTable(w io.Writer, contenders []contender) error {
 		}
 		rows = append(rows, row)
 	}
-	printTable(w, rows)
+	table.Print(w, rows)
 	return nil
 }

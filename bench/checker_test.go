@@ -14,7 +14,7 @@ func TestTenThousandClientsAreInOnceEachWasAskedAbout(t *testing.T) {
 		{"64", "empty", seconds, number, "[2-9]\\d|1\\d\\d", number},
 		{"256", "empty", seconds, number, "[2-9]\\d|1\\d\\d", number},
 		{"16", "full", seconds, "0", "0", "0"},
-	}, table(t, "peers", 20))
+	}, cells(t, "peers", 20))
 }
 
 func TestKnownPeersAreCheckedInHandshakes(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/crypto/ocsp"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/bench/internal/table"
 )
 
 const (
@@ -183,6 +184,6 @@ func firstTable(w io.Writer, most int) error {
 		}
 		rows = append(rows, row)
 	}
-	printTable(w, rows)
+	table.Print(w, rows)
 	return nil
 }

@@ -59,6 +59,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/go-staple/staple/bench/internal/table"
 )
 
 const (
@@ -109,7 +111,7 @@ func run(w io.Writer, benchtime string, most int, args []string) error {
 	if err := flag.Set("test.benchtime", benchtime); err != nil {
 		return fmt.Errorf("-benchtime %s: %w", benchtime, err)
 	}
-	fmt.Fprintf(w, "%s/%s, %s, %d cores, %s\n", runtime.GOOS, runtime.GOARCH, cpuModel(), runtime.NumCPU(), runtime.Version())
+	fmt.Fprintf(w, "%s/%s, %s, %d cores, %s\n", runtime.GOOS, runtime.GOARCH, table.CPU(), runtime.NumCPU(), runtime.Version())
 	for _, word := range args {
 		if err := tables[word](w, most); err != nil {
 			return fmt.Errorf("%s: %w", word, err)
@@ -119,17 +121,6 @@ func run(w io.Writer, benchtime string, most int, args []string) error {
 }
 
 func words() string { return strings.Join(slices.Sorted(maps.Keys(tables)), " ") }
-
-// cpuModel returns the CPU's name where Linux tells it.
-func cpuModel() string {
-	info, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(info)) {
-		if key, model, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
-			return strings.TrimSpace(model)
-		}
-	}
-	return "unknown CPU"
-}
 
 // A contender does the work once that is measured.
 type contender struct {
@@ -180,27 +171,4 @@ func thousands(n int) string {
 		return fmt.Sprint(n)
 	}
 	return fmt.Sprintf("%s,%03d", thousands(n/1000), n%1000)
-}
-
-// printTable prints rows, the first of which is the heading, as a Markdown table.
-func printTable(w io.Writer, rows [][]string) {
-	widths := make([]int, len(rows[0]))
-	for _, row := range rows {
-		for i, cell := range row {
-			widths[i] = max(widths[i], len([]rune(cell)))
-		}
-	}
-	fmt.Fprintln(w)
-	for i, row := range rows {
-		for j, cell := range row {
-			fmt.Fprintf(w, "| %-*s ", widths[j], cell)
-		}
-		fmt.Fprintln(w, "|")
-		if i == 0 {
-			for _, width := range widths {
-				fmt.Fprintf(w, "| %s ", strings.Repeat("-", width))
-			}
-			fmt.Fprintln(w, "|")
-		}
-	}
 }

@@ -12,6 +12,7 @@ import (
 	"unsafe"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/bench/internal/table"
 )
 
 // A keeper is one row of the table: it keeps certs, which are of f, with their staples. What it keeps is
@@ -139,6 +140,6 @@ func memoryTable(w io.Writer, most int) error {
 		rows = append(rows, append(row, fmt.Sprint(few), fmt.Sprint(goroutines)))
 	}
 	runtime.KeepAlive(many)
-	printTable(w, rows)
+	table.Print(w, rows)
 	return nil
 }

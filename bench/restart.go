@@ -17,6 +17,7 @@ import (
 	"golang.org/x/crypto/ocsp"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/bench/internal/table"
 )
 
 // A restart is of a process that finds the responses about all certificates in the cache.
@@ -161,6 +162,6 @@ func restartTable(w io.Writer, most int) error {
 			}
 		}
 	}
-	printTable(w, rows)
+	table.Print(w, rows)
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/bench/internal/table"
 )
 
 // A selection is one cell of the table: a way to choose, and the hellos to choose for.
@@ -135,7 +136,7 @@ func selectTable(w io.Writer, most int) error {
 		}
 		rows = append(rows, row)
 	}
-	printTable(w, rows)
+	table.Print(w, rows)
 	return nil
 }
 

@@ -17,8 +17,8 @@ import (
 	"github.com/go-staple/staple"
 )
 
-// table returns the cells of a table, without the heading, as run prints it.
-func table(t *testing.T, word string, most int) (rows [][]string) {
+// cells returns the cells of a table, without the heading, as run prints it.
+func cells(t *testing.T, word string, most int) (rows [][]string) {
 	var out strings.Builder
 	require.NoError(t, run(&out, "1x", most, []string{word}))
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
@@ -238,7 +238,7 @@ func TestRunPrintsTheOtherTables(t *testing.T) {
 	requireCells(t, [][]string{
 		{"1", cell, allocs, allocs, allocs},
 		{"100", cell, allocs, allocs, allocs},
-	}, table(t, "select", 100))
+	}, cells(t, "select", 100))
 
 	const percent = `[+-][\d.]+`
 	rest := []string{`\d+`, `\d+`, percent + " %", percent + " to " + percent + " %"}
@@ -248,14 +248,14 @@ func TestRunPrintsTheOtherTables(t *testing.T) {
 		append([]string{"staple"}, rest...),
 		append([]string{"staple, by GetConfigForClient"}, rest...),
 		append([]string{"CertMagic"}, rest...),
-	}, table(t, "handshake", 1))
+	}, cells(t, "handshake", 1))
 
 	bytes := `\d+,\d+ bytes`
 	requireCells(t, [][]string{
 		{"the issuer signs, its chain is embedded", bytes, `\d+ bytes`, bytes, bytes, `\d+`, `\d+`},
 		{"a delegate signs, its chain is embedded", bytes, bytes, bytes, bytes, `\d+`, `\d+`},
 		{"a delegate signs, nothing else is embedded", bytes, bytes, bytes, bytes, `\d+`, `\d+`},
-	}, table(t, "trim", 1))
+	}, cells(t, "trim", 1))
 
 	number := []string{`-?\d+`, `-?\d+`, `\d+`, `\d+`, `-?\d+`, `-?\d+`, `-?\d+`}
 	requireCells(t, [][]string{
@@ -264,7 +264,7 @@ func TestRunPrintsTheOtherTables(t *testing.T) {
 		append([]string{`staple, Add and TLSConfig\(nil\)`}, number...),
 		append([]string{`staple, TLSConfig\(base\)`}, number...),
 		append([]string{"CertMagic"}, number...),
-	}, table(t, "memory", 200))
+	}, cells(t, "memory", 200))
 
 	const seconds, micros, factor = `[\d.]+ s`, `[\d.]+ µs`, `[\d.]+×`
 	var restarts [][]string
@@ -276,14 +276,14 @@ func TestRunPrintsTheOtherTables(t *testing.T) {
 			[]string{"read and judged, one by one", cache, seconds, micros, ""},
 			[]string{"Add, one by one", cache, seconds, micros, factor})
 	}
-	requireCells(t, restarts, table(t, "restart", 20))
+	requireCells(t, restarts, cells(t, "restart", 20))
 
 	requireCells(t, [][]string{
 		{"requests alone", `[\d.]+ s`, ""},
 		{"requests and ocsp.ParseResponseForCert", `[\d.]+ s`, `[\d.]+×`},
 		{"staple", `[\d.]+ s`, `[\d.]+×`},
 		{"CertMagic, scaled from 5", `[\d.]+ s`, `[\d.]+×`},
-	}, table(t, "first", 5))
+	}, cells(t, "first", 5))
 }
 
 func TestThousands(t *testing.T) {

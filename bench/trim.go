@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/bench/internal/table"
 	"github.com/go-staple/staple/stapletest"
 )
 
@@ -105,6 +106,6 @@ func trimTable(w io.Writer, _ int) error {
 		}
 		rows = append(rows, row)
 	}
-	printTable(w, rows)
+	table.Print(w, rows)
 	return nil
 }

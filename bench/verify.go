@@ -11,6 +11,7 @@ import (
 	"golang.org/x/crypto/ocsp"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/bench/internal/table"
 	"github.com/go-staple/staple/stapletest"
 )
 
@@ -120,6 +121,6 @@ func verifyTable(w io.Writer, _ int) error {
 		}
 		rows = append(rows, row)
 	}
-	printTable(w, rows)
+	table.Print(w, rows)
 	return nil
 }

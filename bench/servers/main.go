@@ -40,6 +40,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/go-staple/staple/bench/internal/table"
 	"github.com/go-staple/staple/stapletest"
 )
 
@@ -84,8 +85,8 @@ func run(ctx context.Context, w, stderr io.Writer, c course, servers []server, f
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "%s/%s, %s, %d cores, %s\n", runtime.GOOS, runtime.GOARCH, cpuModel(), runtime.NumCPU(), runtime.Version())
-	printTable(w, rows(c, columns, faults))
+	fmt.Fprintf(w, "%s/%s, %s, %d cores, %s\n", runtime.GOOS, runtime.GOARCH, table.CPU(), runtime.NumCPU(), runtime.Version())
+	table.Print(w, rows(c, columns, faults))
 	fmt.Fprintf(w, `
 What was stapled in the first handshake, the second, and a third %g s later; one word if it was the same. In brackets,
 how long the first took, and the slowest if that was not the first. ✗: staple.ResponseVerifier refuses the handshake,
@@ -239,40 +240,4 @@ func check(w io.Writer, col column, faults []fault) error {
 		return fmt.Errorf("%s did not do what it promises", col.name)
 	}
 	return nil
-}
-
-// cpuModel and printTable are those of the other tables.
-
-// cpuModel returns the CPU's name where Linux tells it.
-func cpuModel() string {
-	info, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(info)) {
-		if key, model, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
-			return strings.TrimSpace(model)
-		}
-	}
-	return "unknown CPU"
-}
-
-// printTable prints rows, the first of which is the heading, as a Markdown table.
-func printTable(w io.Writer, rows [][]string) {
-	widths := make([]int, len(rows[0]))
-	for _, row := range rows {
-		for i, cell := range row {
-			widths[i] = max(widths[i], len([]rune(cell)))
-		}
-	}
-	fmt.Fprintln(w)
-	for i, row := range rows {
-		for j, cell := range row {
-			fmt.Fprintf(w, "| %-*s ", widths[j], cell)
-		}
-		fmt.Fprintln(w, "|")
-		if i == 0 {
-			for _, width := range widths {
-				fmt.Fprintf(w, "| %s ", strings.Repeat("-", width))
-			}
-			fmt.Fprintln(w, "|")
-		}
-	}
 }
