@@ -125,8 +125,8 @@ type Status struct {
 	ThisUpdate          time.Time // of the response held; zero: none is
 	Expires             time.Time // the end of the response held; zero: none is
 	NextRefresh         time.Time // when it is asked about next, or no sooner than that while PausedUntil is set; zero: not any more
-	PausedUntil         time.Time // while requests about others fail: when the next one goes out, about any of those that wait. Zero: it waits for none
-	PauseErr            error     // the last of these failures
+	PausedUntil         time.Time // while requests to its responder fail: when the next one goes out, about any that waits. Zero: it waits for none
+	PauseErr            error     // why the last of these failed
 	LastAttempt         time.Time // when the last round began; zero: none has
 	Responder           string    // the URL that answered last; empty: none has, or the Fetcher does not tell
 	Failures            int       // rounds failed since the last success

@@ -79,7 +79,7 @@ func (r *report) decide(warn float64) {
 		r.conclude(invalid, exitBroken, "the certificate does not verify by -ca: "+plain(r.untrusted),
 			"see that the host sends the whole chain for the name, and that -ca has its root")
 	case r.must && !r.stapled && !r.file:
-		r.conclude(missing, exitBroken, "no staple, and the certificate is Must-Staple: clients refuse it"+r.butSilent(), r.switchOn()+", or get a certificate without Must-Staple")
+		r.conclude(missing, exitBroken, "no staple, and the certificate is Must-Staple: clients refuse it"+r.butSilent(), r.getOne()+", or get a certificate without Must-Staple")
 	case r.noIssuer != nil:
 		r.decideNoIssuer()
 	case r.stapled:
@@ -95,6 +95,14 @@ func (r *report) butSilent() string {
 		return ""
 	}
 	return "; nor does its responder help: " + plain(r.silent)
+}
+
+// getOne is switchOn where the responder may be to blame.
+func (r *report) getOne() string {
+	if r.silent != nil && r.asked {
+		return "see that the responder can be reached; if it can, tell the CA"
+	}
+	return r.switchOn()
 }
 
 // switchOn returns what to do about a staple that is missing.

@@ -137,7 +137,7 @@ var (
 		"Certificates whose last fetch failed, whether or not a staple is still held.",
 		perHost, nil)
 	pausedDesc = prometheus.NewDesc("staple_paused_certificates",
-		"Certificates that are not asked about at present, since requests about others have failed.",
+		"Certificates that are not asked about at present, since requests to their responder have failed.",
 		perHost, nil)
 	earliestExpiryDesc = prometheus.NewDesc("staple_earliest_expiry_timestamp_seconds",
 		"The earliest end among the OCSP responses that are held, in Unix time.",
