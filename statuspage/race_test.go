@@ -2,4 +2,4 @@
 
 package statuspage
 
-const many = 20_000
+const many = 5_000

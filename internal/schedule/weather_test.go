@@ -6,11 +6,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-staple/staple/internal/race"
 	"github.com/stretchr/testify/require"
 )
 
 // TestAfterAnOutage prints how long after an outage the first and the last staple come.
 func TestAfterAnOutage(t *testing.T) {
+	seeds := 20
+	if race.Enabled {
+		seeds = 5
+	}
 	for _, weather := range []struct {
 		name  string
 		fault Fault
@@ -18,7 +23,7 @@ func TestAfterAnOutage(t *testing.T) {
 		for _, outage := range []time.Duration{time.Second, time.Minute, time.Hour, 6 * time.Hour} {
 			for _, n := range []int{1, 16, 100, 1000} {
 				var first, last time.Duration
-				for seed := range 20 {
+				for seed := range seeds {
 					w := newWorld(t, 16)
 					w.tree.rand = rand.New(rand.NewPCG(uint64(seed), 0)).Int64N
 					w.add(n, "ca", "h/")

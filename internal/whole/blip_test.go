@@ -207,10 +207,14 @@ func short(d time.Duration) string {
 
 // TestAfterAnOutageInWhichStaplesEndedTheyAreBackAsSoon has certificates that were stapled when the outage began.
 func TestAfterAnOutageInWhichStaplesEndedTheyAreBackAsSoon(t *testing.T) {
+	times := 4
+	if race.Enabled || testing.Short() {
+		times = 1
+	}
 	for _, hangs := range []bool{false, true} {
 		for _, outage := range []time.Duration{2 * time.Minute, time.Hour, 6 * time.Hour} {
 			for _, certificates := range []int{1, 16, 100} {
-				blip{outage: outage, certificates: certificates, hangs: hangs, stapled: true}.require(t, 4)
+				blip{outage: outage, certificates: certificates, hangs: hangs, stapled: true}.require(t, times)
 			}
 		}
 	}
