@@ -193,24 +193,16 @@ type inquiry struct {
 // decide passes the peer if one of its chains does.
 func (q *inquiry) decide(ctx context.Context, chains [][]*x509.Certificate) error {
 	var open []question
-	for _, chain := range chains {
-		if v := q.judge(chain, &open); v.err == nil {
-			v.of.Passed.Add(1)
-			return nil
-		}
-	}
+	all := q.verdicts(chains, &open)
 	if len(open) > 0 {
 		q.await(ctx, open, chains)
 		q.left(open)
 	}
-	var all []verdict
-	for _, chain := range chains {
-		v := q.judge(chain, nil)
-		if v.err == nil {
-			v.of.Passed.Add(1)
-			return nil
-		}
-		all = append(all, v)
+	if slices.ContainsFunc(all, func(v verdict) bool { return v.err == errOpen }) {
+		all = q.verdicts(chains, nil)
+	}
+	if all == nil {
+		return nil
 	}
 	if i := slices.IndexFunc(all, func(v verdict) bool { return v.unanswered && !v.must }); i >= 0 && q.failOpen {
 		q.unanswered(all[i], true)
@@ -229,6 +221,19 @@ func (q *inquiry) decide(ctx context.Context, chains [][]*x509.Certificate) erro
 		errs = append(errs, v.err)
 	}
 	return errors.Join(errs...)
+}
+
+// verdicts judges chains, and returns nil if one passes.
+func (q *inquiry) verdicts(chains [][]*x509.Certificate, open *[]question) (all []verdict) {
+	for _, chain := range chains {
+		v := q.judge(chain, open)
+		if v.err == nil {
+			v.of.Passed.Add(1)
+			return nil
+		}
+		all = append(all, v)
+	}
+	return all
 }
 
 // A verdict is about one chain.

@@ -257,8 +257,8 @@ func TestAStapleOfAPeer(t *testing.T) {
 		asked    int
 	}{
 		{name: "good: nobody is asked", staple: good},
-		{name: "revoked", staple: revoked, wants: staple.ErrRevoked},
-		{name: "revoked, FailOpen", staple: revoked, set: failOpen, wants: staple.ErrRevoked},
+		{name: "revoked, of which the responder is asked", staple: revoked, wants: staple.ErrRevoked, asked: 1},
+		{name: "revoked, FailOpen", staple: revoked, set: failOpen, wants: staple.ErrRevoked, asked: 1},
 		{name: "unknown, FailOpen", staple: answers{Status: ocsp.Unknown}, set: failOpen, mentions: "does not know"},
 		{name: "forged, FailOpen", forged: true, set: failOpen, mentions: "refused"},
 		{name: "ended", staple: answers{Age: 2 * day, Validity: day}, mentions: "nextUpdate"},
@@ -266,7 +266,7 @@ func TestAStapleOfAPeer(t *testing.T) {
 		{name: "good and older than the revocation held", held: &revoked, staple: old, wants: staple.ErrRevoked, asked: 1},
 		{name: "good and newer than the revocation held: one peer's word does not undo it", held: &answers{Status: ocsp.Revoked, RevocationReason: 1, Age: day}, staple: good, wants: staple.ErrRevoked, asked: 1},
 		{name: "good and newer than the hold held", held: &answers{Status: ocsp.Revoked, RevocationReason: ocsp.CertificateHold, Age: day}, staple: good, asked: 1},
-		{name: "revoked and newer than what is held", held: &old, staple: revoked, wants: staple.ErrRevoked, asked: 1},
+		{name: "revoked and newer than what is held", held: &old, staple: revoked, wants: staple.ErrRevoked, asked: 2},
 		{name: "revoked on hold, and older than what is held", held: &good, staple: answers{Status: ocsp.Revoked, RevocationReason: ocsp.CertificateHold, Age: day}, asked: 1},
 		{name: "ended, in a resumed session: it is not looked at, and the responder is asked", staple: answers{Age: 2 * day, Validity: day}, edit: []func(*tls.ConnectionState){resumed}, asked: 1},
 		{name: "ended, in a resumed session, RequireStaple", staple: answers{Age: 2 * day, Validity: day}, edit: []func(*tls.ConnectionState){resumed},
@@ -303,6 +303,7 @@ func TestAStapleOfAPeer(t *testing.T) {
 				default:
 					require.NoError(t, err)
 				}
+				synctest.Wait()
 				require.Equal(t, test.asked, requests(w, cert))
 			})
 		})
