@@ -72,10 +72,10 @@ import (
 var (
 	ErrNoIssuer    = errors.New("staple: issuer not found")                                       // neither in the chain, nor in [Stapler.Issuers], nor to be fetched
 	ErrNoResponder = errors.New("staple: no OCSP responder to ask")                               // the certificate names none, has expired, or is self-signed
-	ErrRevoked     = errors.New("staple: certificate is revoked")                                 // says a verified response
-	ErrClosed      = errors.New("staple: closed")                                                 // the Stapler, or the certificate was removed
-	ErrUnanswered  = errors.New("staple: no valid OCSP response about the certificate of a peer") // that a [Checker] has
-	ErrCacheMiss   = errors.New("staple: cache miss")                                             // a [Cache] holds nothing for a key
+	ErrRevoked     = errors.New("staple: certificate is revoked")                                 // a verified response says so
+	ErrClosed      = errors.New("staple: closed")                                                 // the Stapler is, or the certificate was removed
+	ErrUnanswered  = errors.New("staple: no valid OCSP response about the certificate of a peer") // of a [Checker]
+	ErrCacheMiss   = errors.New("staple: cache miss")                                             // of a [Cache] that holds nothing for a key
 )
 
 // A Stapler keeps the OCSP responses of certificates current. The zero value is ready for use. It is safe for
