@@ -31,9 +31,9 @@ type Cache interface {
 
 // A Locker is a [Cache] that elects one among the processes that share it, to fetch for all.
 type Locker interface {
-	// TryLock takes the lock for key, for ttl at most, and reports whether it got it, without waiting. unlock gives
-	// it back early, unless somebody else has it by now. An error means that nobody knows: the caller goes on as if
-	// it had it.
+	// TryLock takes the lock for key, for ttl at most, and reports whether it got it, without waiting. If ok, unlock
+	// is not nil and gives it back early, unless somebody else has it by now. An error means that nobody knows: the
+	// caller goes on as if it had it.
 	TryLock(ctx context.Context, key string, ttl time.Duration) (unlock func(), ok bool, err error)
 }
 
@@ -83,10 +83,10 @@ func (m *MemoryCache) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-// A DirCache is a [Cache] in a directory, which several processes can share, and a [Locker], so that one of them
-// asks. Each response is a file in DER (openssl ocsp -respin FILE -text shows it), which is replaced as a whole and
-// synced to disk. Directory and files are for their owner alone. Files whose response ended more than a week ago are
-// removed by later Puts.
+// A DirCache is a [Cache] in a directory, which several processes of one user can share, and a [Locker], so that one
+// of them asks. Each response is a file in DER (openssl ocsp -respin FILE -text shows it), which is replaced as a
+// whole and synced to disk. The directory is made on the first Put, for its owner alone, as are the files. Those
+// whose response ended more than a week ago are removed by later Puts.
 type DirCache string
 
 // Get returns the contents of key's file, or ErrCacheMiss if there is none.

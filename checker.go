@@ -40,14 +40,14 @@ const (
 // its validity, four days after its thisUpdate at the latest: in the background if the peer has come again meanwhile,
 // and otherwise when it comes. So a revocation is noticed by then, unless nobody answers; sooner with MaxResponseAge.
 //
-// What is revoked is refused with [ErrRevoked] until it has expired, whatever becomes of its responder. If nobody
-// answers, or "unknown", that is [ErrUnanswered], unless FailOpen is set. A certificate passes that names no
-// responder.
+// What is revoked is refused with [ErrRevoked] until it has expired or its CA has undone that, over restarts if there
+// is a Cache. If nobody answers, or "unknown", that is [ErrUnanswered], unless FailOpen is set. A certificate passes
+// that names no responder.
 //
 // A server asks before its peer has proved to have the key, so all is bounded: requests by half of
 // Stapler.Concurrency, half of that at a host; connections that wait by 4,096; certificates that are remembered by
-// 131,072, each for 24 hours, or longer if revoked. CAs learn, in clear, who your peers are. docs/checker.md tells
-// what all this means.
+// 131,072, each until it has not come for 24 hours, or longer if revoked. CAs learn, in clear, who your peers are.
+// docs/checker.md tells what all this means.
 //
 // A Checker is safe for concurrent use, and must not be copied.
 type Checker struct {
@@ -95,7 +95,7 @@ func (c *Checker) start() (*checking, error) {
 }
 
 // VerifyConnection is for [tls.Config.VerifyConnection]. It passes a connection without a certificate, and one with a
-// verified chain in which nothing is revoked or unanswered.
+// verified chain in which nothing is revoked or unanswered; it fails where there is no verified chain.
 //
 // What the peer staples must verify, as for [ResponseVerifier.VerifyConnection], and counts like any other answer:
 // the newer decides. A Must-Staple certificate without a staple fails in TLS 1.3; in TLS 1.2, in which clients cannot

@@ -137,7 +137,8 @@ type HTTPFetcher struct {
 	PublicOnly bool
 
 	// Timeout is how long a request may take, with three redirects at most; not positive: ten seconds. Fetch and
-	// FetchIssuer may take three times as long each, divided among the URLs there are.
+	// FetchIssuer may take three times as long each, divided among the URLs: a request to the only one may take all
+	// of it.
 	Timeout time.Duration
 
 	mu         sync.Mutex

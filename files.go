@@ -77,8 +77,8 @@ func (s *Stapler) AddFiles(certFile, keyFile string) (*Files, error) {
 	return f, nil
 }
 
-// Certificate returns the handle to what serves now. It does not follow the files: when that is replaced, it is a
-// removed handle.
+// Certificate returns the handle to what serves now. Neither it nor its methods follow the files: for a tls.Config,
+// use those of Files.
 func (f *Files) Certificate() *Certificate { return f.serving.Load() }
 
 // GetCertificate is for tls.Config.GetCertificate: that of what serves now.
@@ -86,7 +86,7 @@ func (f *Files) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, er
 	return f.serving.Load().GetCertificate(hello)
 }
 
-// GetClientCertificate is for tls.Config.GetClientCertificate: as above.
+// GetClientCertificate is for tls.Config.GetClientCertificate: that of what serves.
 func (f *Files) GetClientCertificate(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
 	return f.serving.Load().GetClientCertificate(info)
 }

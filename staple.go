@@ -33,8 +33,8 @@
 //
 // # What bypasses it
 //
-// What adds a certificate of its own to a configuration has it served without a staple: [net/http/httptest.Server.StartTLS], and
-// with file names [net/http.Server.ServeTLS] and ListenAndServeTLS. Give these empty names, and the names to AddFiles:
+// These add a certificate of their own, which is served without a staple: [net/http/httptest.Server.StartTLS], and with file
+// names [net/http.Server.ServeTLS] and ListenAndServeTLS. Give those two empty names, and the names to AddFiles:
 //
 //	_, err := stapler.AddFiles("cert.pem", "key.pem")
 //	...
@@ -43,10 +43,9 @@
 //
 // # Must-Staple
 //
-// Clients refuse a certificate with the TLS feature extension of RFC 7633 that has no staple. So handshakes
-// of a wrapped configuration wait for its first response, for five seconds at most. A server had better wait itself
-// before it listens, and stop if [Stapler.Wait] returns an error, which names each such certificate that has no
-// staple.
+// A certificate with the TLS feature extension of RFC 7633 tells clients to refuse it without a staple, and some do. So handshakes
+// of a wrapped configuration wait for its first response, for five seconds at most. A server had better wait itself before
+// it listens, and stop if [Stapler.Wait] returns an error, which says which of them lack a staple, and why.
 package staple
 
 import (
@@ -68,7 +67,7 @@ import (
 	"github.com/go-staple/staple/internal/wall"
 )
 
-// Errors that others wrap, which name the certificate and say why.
+// Errors for errors.Is: what is returned may wrap them.
 var (
 	ErrNoIssuer    = errors.New("staple: issuer not found")                                       // neither in the chain, nor in [Stapler.Issuers], nor to be fetched
 	ErrNoResponder = errors.New("staple: no OCSP responder to ask")                               // the certificate names none, has expired, or is self-signed
@@ -101,12 +100,12 @@ type Stapler struct {
 	// blocks.
 	Logger *slog.Logger
 
-	// OnEvent, if not nil, is called for each [Event], one at a time, in order and with no lock held. It may call
-	// every method but Close. If it is slow nothing else is: 4,096 events wait, or twice as many as there are
-	// certificates, and of more some are left out, the least important first, and the log tells how many.
+	// OnEvent, if not nil, is called for each [Event], one at a time, in order, from a goroutine of its own. It may
+	// call every method but Close. Only Close waits for it, and later events: 4,096, or twice as many as there are
+	// certificates. Of more some are left out, the least important first, and the log tells how many.
 	OnEvent func(Event)
 
-	RequireStaple bool // refuses handshakes with Must-Staple certificates that lack their staple, as the client would
+	RequireStaple bool // refuses handshakes of servers whose Must-Staple certificate lacks its staple, if the client asked for one
 	StapleRevoked bool // staples a "revoked" response, so that clients learn of it; otherwise nothing is, then
 	Concurrency   int  // of fetches, 16 if not positive; one host gets half at most while others wait
 
@@ -131,8 +130,8 @@ func (s *Stapler) Add(cert tls.Certificate) (*Certificate, error) {
 
 // Wait waits until every certificate that is known now has had its first round, in whatever way that ended: stapled,
 // failed, or nobody to ask. It returns nil then, even if something is not stapled, unless that is Must-Staple: the
-// error names each such certificate and says why. If ctx ends first, its error is returned, joined with what is
-// missing.
+// error names such certificates, ten at most, and says why. If ctx ends first, its error is returned, joined with
+// what is missing.
 func (s *Stapler) Wait(ctx context.Context) error {
 	g := s.start()
 	pending := g.unsettled()
@@ -301,8 +300,8 @@ func (c *Certificate) GetClientCertificate(info *tls.CertificateRequestInfo) (*t
 	return cert, nil
 }
 
-// Wait returns nil once handshakes are stapled, and as soon as that is known for good, [ErrNoResponder],
-// [ErrNoIssuer], [ErrRevoked] or [ErrClosed]. Other failures are retried; if ctx ends first, its error is returned,
+// Wait returns nil once handshakes are stapled, [ErrNoResponder], [ErrRevoked] or [ErrClosed] at once, and
+// [ErrNoIssuer] where nobody can fetch one. Other failures are retried; if ctx ends first, its error is returned,
 // joined with that of the last round.
 func (c *Certificate) Wait(ctx context.Context) error {
 	e, g := c.entry(), c.entry().engine
@@ -355,7 +354,8 @@ func (c *Certificate) Status() Status {
 	return c.status()
 }
 
-// Remove ends the care for it, unless another handle to the same leaf remains.
+// Remove ends the care for it, unless another handle to the same leaf remains. The handle serves its staple until
+// that ends.
 func (c *Certificate) Remove() {
 	c.entry().engine.remove(c)
 }

@@ -32,9 +32,8 @@ type Verifier interface {
 //
 //   - It is a basic response, version 1, in DER: nothing is left over, nothing unknown is critical, and no extension
 //     comes twice.
-//   - It speaks about the leaf, by hashes of the issuer's name and key (SHA-1, SHA-256, SHA-384 or SHA-512) and
-//     serial number. Of what it says of that, revoked counts before unknown, unknown before good, and then the latest
-//     thisUpdate.
+//   - It speaks about the leaf, by hashes of the issuer's name and key (SHA-1, SHA-256, SHA-384 or SHA-512) and serial
+//     number. Where it does so more than once, revoked counts before unknown, unknown before good, then the latest thisUpdate.
 //   - It is signed with RSA (PKCS #1 v1.5 or PSS, up to 8192 bits) or ECDSA (P-256, P-384, P-521), with SHA-256,
 //     SHA-384 or SHA-512, with Ed25519, or, if built with Go 1.27 or newer, with ML-DSA (RFC 9881).
 //   - The signer is the issuer's key, one of Responders, or a delegated responder whose certificate is embedded, and

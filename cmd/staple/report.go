@@ -100,17 +100,22 @@ func (r *report) butSilent() string {
 // getOne is switchOn where the responder may be to blame.
 func (r *report) getOne() string {
 	if r.silent != nil && r.asked {
-		return "see that the responder can be reached; if it can, tell the CA"
+		return r.sendIssuer() + "see that the responder can be reached; if it can, tell the CA"
 	}
 	return r.switchOn()
 }
 
 // switchOn returns what to do about a staple that is missing.
 func (r *report) switchOn() string {
-	if r.issuer != nil && !slices.ContainsFunc(r.chain[1:], r.issuer.Equal) {
-		return "have the host send the issuer's certificate as well, without which most servers cannot ask the responder; switch stapling on"
+	return r.sendIssuer() + "switch stapling on"
+}
+
+// sendIssuer returns what to do first where a host sends its certificate alone.
+func (r *report) sendIssuer() string {
+	if r.noIssuer != nil || r.issuer != nil && !slices.ContainsFunc(r.chain[1:], r.issuer.Equal) {
+		return "have the host send the issuer's certificate as well, without which most servers cannot ask the responder; "
 	}
-	return "switch stapling on"
+	return ""
 }
 
 func (r *report) decideRevoked() {
