@@ -5,13 +5,18 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"flag"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -26,10 +31,13 @@ import (
 
 const docsFile = "../../docs/command.md"
 
+var others = flag.Bool("others", false, "ask testssl.sh and ssl_exporter too, which takes minutes")
+
 // What tests write or check of it.
 var (
 	consoles  = regexp.MustCompile("(?s)<!-- situation: ([^\n]*) -->\n```console\n(.*?)```\n")
 	tables    = regexp.MustCompile("(?s)<!-- comparison -->\n(.*?)<!-- end -->\n")
+	scanners  = regexp.MustCompile("(?s)<!-- others -->\n(.*?)<!-- end -->\n")
 	jqFilter  = regexp.MustCompile(`(?s)jq -r '\n(.*?)'`)
 	jqPrinted = regexp.MustCompile("(?s)<!-- what jq writes -->\n```\n(.*?)```\n")
 )
@@ -205,19 +213,21 @@ func comparisons() []comparison {
 	return all
 }
 
-// TestDocsOfComparison asks openssl about what staple is asked about, and requires that docs/command.md has what both say.
-func TestDocsOfComparison(t *testing.T) {
-	openssl := peer.Need(t, "openssl")
+// A comparedHost is there while it is looked at.
+type comparedHost struct {
+	comparison
+	address string // as 127.0.0.1:port
+	asked   string // the URL of its responder
+	leaf    []byte // PEM
+}
+
+// eachCompared starts a host for every comparison, one after another, and the authority's responder.
+func eachCompared(t *testing.T, look func(h comparedHost, root []byte)) {
 	w := newLab(t)
 	w.ca = stapletest.NewCA(stapletest.CAOptions{Name: "Example CA"})
 	w.responder = stapletest.NewResponder(w.ca)
 	url := testhttp.NewServer(t, w.responder)
 	closed := testhttp.ClosedServer()
-	dir := t.TempDir()
-	root := filepath.Join(dir, "root.pem")
-	require.NoError(t, os.WriteFile(root, certPEM(w.ca.Root), 0o600))
-
-	table := "| | `staple check -ca root.pem` | `openssl s_client -status -CAfile root.pem` | `openssl ocsp -CAfile root.pem` |\n| --- | --- | --- | --- |\n"
 	for _, c := range comparisons() {
 		at := url
 		if c.down {
@@ -229,28 +239,107 @@ func TestDocsOfComparison(t *testing.T) {
 		w.responder.Set(cert.Leaf, c.answer)
 		shown := cert
 		shown.OCSPStaple = c.staple(w, cert)
-		require.NoError(t, os.WriteFile(filepath.Join(dir, "leaf.pem"), certPEM(cert.Leaf), 0o600))
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
 		stop := testhttp.Serve(listener, serving(&tls.Config{Certificates: []tls.Certificate{shown}}))
+		look(comparedHost{c, listener.Addr().String(), at, certPEM(cert.Leaf)}, certPEM(w.ca.Root))
+		stop()
+	}
+}
 
-		stdout, _, exit := program(t, "check", "-json", "-servername", "localhost", "-ca", root, listener.Addr().String())
+// TestDocsOfComparison asks openssl about what staple is asked about, and requires that docs/command.md has what both say.
+func TestDocsOfComparison(t *testing.T) {
+	openssl := peer.Need(t, "openssl")
+	dir := t.TempDir()
+	root := filepath.Join(dir, "root.pem")
+	table := "| | `staple check -ca root.pem` | `openssl s_client -status -CAfile root.pem` | `openssl ocsp -CAfile root.pem` |\n| --- | --- | --- | --- |\n"
+	eachCompared(t, func(h comparedHost, rootPEM []byte) {
+		require.NoError(t, os.WriteFile(root, rootPEM, 0o600))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "leaf.pem"), h.leaf, 0o600))
+
+		stdout, _, exit := program(t, "check", "-json", "-servername", "localhost", "-ca", root, h.address)
 		var line jsonLine
 		require.NoError(t, json.Unmarshal([]byte(stdout), &line))
 		said := []string{line.Verdict}
 		if line.Error != "" {
 			said = append(said, line.Error)
 		}
-		client, clientExit := runOpenSSL(t, dir, openssl, `OCSP response: no response sent|OCSP Response Status: .*|Responder Error: .*|Cert Status: .*|Revocation Reason: .*|Verify return code: .*`,
-			"s_client", "-status", "-CAfile", "root.pem", "-servername", "localhost", "-connect", listener.Addr().String())
-		asked, askedExit := runOpenSSL(t, dir, openssl, `Response verify OK|Response Verify Failure|leaf\.pem: .*|Reason: .*|WARNING: .*|Responder Error: .*|Error querying OCSP responder`,
-			"ocsp", "-CAfile", "root.pem", "-issuer", "root.pem", "-cert", "leaf.pem", "-url", at)
-		table += fmt.Sprintf("| %s | %s | %s | %s |\n", c.name, cell(exit, said), cell(clientExit, client), cell(askedExit, asked))
-		stop()
-	}
+		client, clientExit := linesOf(t, dir, openssl, `OCSP response: no response sent|OCSP Response Status: .*|Responder Error: .*|Cert Status: .*|Revocation Reason: .*|Verify return code: .*`,
+			"s_client", "-status", "-CAfile", "root.pem", "-servername", "localhost", "-connect", h.address)
+		asked, askedExit := linesOf(t, dir, openssl, `Response verify OK|Response Verify Failure|leaf\.pem: .*|Reason: .*|WARNING: .*|Responder Error: .*|Error querying OCSP responder`,
+			"ocsp", "-CAfile", "root.pem", "-issuer", "root.pem", "-cert", "leaf.pem", "-url", h.asked)
+		table += fmt.Sprintf("| %s | %s | %s | %s |\n", h.name, cell(exit, said), cell(clientExit, client), cell(askedExit, asked))
+	})
 	text := readDocs(t)
 	require.Regexp(t, tables, text)
 	settle(t, tables.ReplaceAllLiteralString(text, "<!-- comparison -->\n"+table+"<!-- end -->\n"))
+}
+
+// TestDocsOfOthers asks testssl.sh and ssl_exporter about the hosts of TestDocsOfComparison, if -others is set, and requires that
+// docs/command.md has what both say. There must be no way out of the machine: testssl.sh asks others than the responder, too.
+func TestDocsOfOthers(t *testing.T) {
+	if !*others {
+		t.Skip("this test takes minutes, and runs with -others")
+	}
+	testssl, exporter := peer.Need(t, "testssl", "testssl.sh"), peer.Need(t, "ssl_exporter")
+	interfaces, err := net.Interfaces()
+	require.NoError(t, err)
+	for _, i := range interfaces {
+		require.NotZero(t, i.Flags&net.FlagLoopback, "not in a network of its own (docs/command.md has the command): there is %s", i.Name)
+	}
+	dir := t.TempDir()
+	table := "| | `testssl.sh -S --phone-out --add-ca root.pem` | `ssl_exporter` |\n| --- | --- | --- |\n"
+	eachCompared(t, func(h comparedHost, rootPEM []byte) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "root.pem"), rootPEM, 0o600))
+		_, port, err := net.SplitHostPort(h.address)
+		require.NoError(t, err)
+		lines, exit := linesOf(t, dir, testssl, `OCSP URI .*|OCSP stapling .*|OCSP must staple extension +[^- ].*`,
+			"-S", "--phone-out", "--add-ca", filepath.Join(dir, "root.pem"), "--quiet", "--color", "0", "--warnings", "batch", "--nodns", "none", "--ip", "127.0.0.1", "localhost:"+port)
+		require.NotEmpty(t, lines, h.name)
+		for i, line := range lines {
+			lines[i] = regexp.MustCompile(` {2,}`).ReplaceAllLiteralString(line, ": ")
+		}
+		table += fmt.Sprintf("| %s | %s | %s |\n", h.name, cell(exit, lines), joined(runExporter(t, dir, exporter, h.address)))
+	})
+	text := readDocs(t)
+	require.Regexp(t, scanners, text)
+	settle(t, scanners.ReplaceAllLiteralString(text, "<!-- others -->\n"+table+"<!-- end -->\n"))
+}
+
+// runExporter returns the metrics that a probe of address gives and that tell of its staple, without the ssl_ they begin with, and
+// times as days from now.
+func runExporter(t *testing.T, dir, exporter, address string) (lines []string) {
+	config := "modules:\n  tcp:\n    prober: tcp\n    tls_config:\n      server_name: localhost\n      ca_file: root.pem\n"
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "exporter.yaml"), []byte(config), 0o600))
+	listen := "127.0.0.1:" + peer.FreePort(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cmd := exec.CommandContext(ctx, exporter, "--config.file=exporter.yaml", "--web.listen-address="+listen)
+	cmd.Dir = dir
+	require.NoError(t, cmd.Start())
+	defer func() {
+		cancel()
+		_ = cmd.Wait()
+	}()
+	var body []byte
+	require.Eventually(t, func() bool {
+		r, err := http.Get("http://" + listen + "/probe?module=tcp&target=" + url.QueryEscape(address))
+		if err != nil {
+			return false
+		}
+		defer r.Body.Close()
+		body, err = io.ReadAll(r.Body)
+		return err == nil && r.StatusCode == http.StatusOK
+	}, 30*time.Second, 100*time.Millisecond)
+	for _, name := range []string{"probe_success", "ocsp_response_stapled", "ocsp_response_status", "ocsp_response_next_update"} {
+		m := regexp.MustCompile(`(?m)^ssl_` + name + ` (\S+)$`).FindSubmatch(body)
+		require.NotNil(t, m, "%s: %s", name, body)
+		value := string(m[1])
+		if seconds, err := strconv.ParseFloat(value, 64); err == nil && seconds > 1e9 {
+			value = fmt.Sprintf("%+dd", time.Until(time.Unix(int64(seconds), 0)).Round(time.Hour)/day)
+		}
+		lines = append(lines, name+" "+value)
+	}
+	return lines
 }
 
 // changing is what differs from one run to the next.
@@ -265,21 +354,25 @@ var changing = []struct {
 }
 
 func cell(exit int, lines []string) string {
-	text := fmt.Sprintf("exit %d", exit)
+	return joined(append([]string{fmt.Sprintf("exit %d", exit)}, lines...))
+}
+
+func joined(lines []string) string {
+	var safe []string
 	for _, line := range lines {
 		for _, c := range changing {
 			line = c.what.ReplaceAllLiteralString(line, c.with)
 		}
-		text += "<br>" + strings.NewReplacer("<", "&lt;", ">", "&gt;").Replace(line)
+		safe = append(safe, strings.NewReplacer("<", "&lt;", ">", "&gt;").Replace(line))
 	}
-	return text
+	return strings.Join(safe, "<br>")
 }
 
-// runOpenSSL returns the lines that match, each once.
-func runOpenSSL(t *testing.T, dir, openssl, lines string, args ...string) (printed []string, exit int) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+// linesOf runs a program in dir, and returns what it prints of lines, each once.
+func linesOf(t *testing.T, dir, program, lines string, args ...string) (printed []string, exit int) {
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, openssl, args...)
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = dir
 	out, _ := cmd.CombinedOutput()
 	for _, m := range regexp.MustCompile(`(?m)^\s*(`+lines+`)\s*$`).FindAllStringSubmatch(string(out), -1) {
