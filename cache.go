@@ -83,10 +83,10 @@ func (m *MemoryCache) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-// A DirCache is a [Cache] in a directory, which several processes of one user can share, and a [Locker], so that one
-// of them asks. Each response is a file in DER (openssl ocsp -respin FILE -text shows it), which is replaced as a
-// whole and synced to disk. The directory is made on the first Put, for its owner alone, as are the files. Those
-// whose response ended more than a week ago are removed by later Puts.
+// A DirCache is a [Cache] in a directory that processes of one user may share, and a [Locker], so that one of them
+// asks. Each response is a file in DER (openssl ocsp -respin FILE -text shows it), replaced as a whole and synced to
+// disk. The directory is made on the first Put, for its owner alone, as are the files. Those that ended a week ago
+// are removed by later Puts.
 type DirCache string
 
 // Get returns the contents of key's file, or ErrCacheMiss if there is none.

@@ -137,8 +137,7 @@ type HTTPFetcher struct {
 	PublicOnly bool
 
 	// Timeout is how long a request may take, with three redirects at most; not positive: ten seconds. Fetch and
-	// FetchIssuer may take three times as long each, divided among the URLs: a request to the only one may take all
-	// of it.
+	// FetchIssuer may take three times as long, divided among the URLs; if there is one alone, its request may.
 	Timeout time.Duration
 
 	mu         sync.Mutex

@@ -86,7 +86,7 @@ func (f *Files) GetCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, er
 	return f.serving.Load().GetCertificate(hello)
 }
 
-// GetClientCertificate is for tls.Config.GetClientCertificate: that of what serves.
+// GetClientCertificate is the same for tls.Config.GetClientCertificate.
 func (f *Files) GetClientCertificate(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
 	return f.serving.Load().GetClientCertificate(info)
 }

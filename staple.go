@@ -354,8 +354,8 @@ func (c *Certificate) Status() Status {
 	return c.status()
 }
 
-// Remove ends the care for it, unless another handle to the same leaf remains. The handle serves its staple until
-// that ends.
+// Remove ends the care for it; it serves its staple until that ends. Another handle to the same leaf keeps the care
+// up.
 func (c *Certificate) Remove() {
 	c.entry().engine.remove(c)
 }
