@@ -66,6 +66,10 @@ func TestPagesInChromium(t *testing.T) {
 	one.settle()
 	fifty := newWorld(t)
 	fifty.fifty()
+	many := many
+	if testing.Short() {
+		many = min(many, 5_000)
+	}
 	for _, test := range []struct {
 		name    string
 		stapler *staple.Stapler

@@ -15,12 +15,11 @@
 //
 // # States
 //
-// A certificate has the [staple.State] that its Status has, in these words and in this order:
-// must-staple-missing, unstapled, revoked, expired, expiring, failing, waiting, stapled, no-responder; and a peer:
-// unanswered, revoked, expired, waiting, answered, no-responder.
-// Within a state those whose response ends first come first, then those that the
-// Stapler has had for longer. The first six need attention, and of peers those that are unanswered. Where the failures of others keep one from being asked about,
-// the page tells until when, and what failed last.
+// A certificate has the [staple.State] that its Status has, which says when each is meant. The list goes by them:
+// must-staple-missing comes first, then unstapled, revoked, expired, expiring and failing, which need attention, and then
+// waiting, stapled and no-responder. Within a state those whose response ends first come first, then those that the
+// Stapler has had for longer. Of peers the order is unanswered, which needs attention, revoked, expired, waiting, answered
+// and no-responder. Where requests to its responder fail and one has to wait, the page tells until when, and what failed last.
 //
 // # Peers
 //
