@@ -19,6 +19,7 @@ import (
 	"github.com/go-staple/staple/internal/issuers"
 	"github.com/go-staple/staple/internal/ocspder"
 	"github.com/go-staple/staple/internal/wall"
+	"golang.org/x/crypto/ocsp"
 )
 
 const (
@@ -103,6 +104,9 @@ func (k *keeper) settle(f *file) {
 			doing = "a response that is good no more cannot be removed"
 		}
 		k.failed(f, doing, err)
+		if f.there.end.IsZero() {
+			f.there.end = f.goodUntil(now)
+		}
 		if want != nil && !now.Before(f.there.end) && f.there.info != nil && f.there.foreign == nil {
 			_ = k.put(f, nil) // or an earlier one stays beyond its end
 		}
@@ -142,13 +146,31 @@ func (f *file) unjudged(now time.Time) bool {
 	if !f.there.isResponse || !now.Before(ocspder.ClaimedEnd(f.there.der, f.leaf, time.Hour)) {
 		return false
 	}
+	return f.issuer() == nil
+}
+
+// issuer returns who issued the leaf, by the chain, or nil.
+func (f *file) issuer() *x509.Certificate {
 	var rest []*x509.Certificate
 	for _, der := range f.cert.TLS().Certificate[1:] {
 		if c, err := issuers.Intern(der); err == nil {
 			rest = append(rest, c)
 		}
 	}
-	return issuers.Of(f.leaf, rest) == nil
+	return issuers.Of(f.leaf, rest)
+}
+
+// goodUntil returns the end of what lies beside f if that is known to be good, or zero.
+func (f *file) goodUntil(now time.Time) time.Time {
+	issuer := f.issuer()
+	if issuer == nil || !f.there.isResponse {
+		return time.Time{}
+	}
+	r, end, err := new(staple.ResponseVerifier).Verify(f.there.der, f.leaf, issuer, now)
+	if err != nil || r.Status != ocsp.Good {
+		return time.Time{}
+	}
+	return end
 }
 
 // offer has HAProxy told of a response.
