@@ -76,7 +76,7 @@ func TestAnOutageOfTheCacheCostsALogLineAndNoStaple(t *testing.T) {
 
 				mend := sync.OnceFunc(tt.broken(t, string(cache)))
 				defer mend()
-				for range 30 {
+				for range 10 { // longer than a staple lasts
 					time.Sleep(world.Day)
 					synctest.Wait()
 					world.RequireStaple(t, c, ocsp.Good)
