@@ -177,6 +177,7 @@ func TestReloadSaysWhatKeepsASuccessorFromServing(t *testing.T) {
 		require.ErrorIs(t, m.files.Reload(world.Soon(t)), staple.ErrNoResponder)
 		m.serves(must)
 
+		m.put(w.Leaf()) // which takes a second look
 		canceled, cancel := context.WithCancel(t.Context())
 		cancel()
 		require.ErrorIs(t, m.files.Reload(canceled), context.Canceled)
