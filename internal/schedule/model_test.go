@@ -12,7 +12,7 @@ import (
 )
 
 var (
-	sequences = flag.Int("sequences", 2000, "how many sequences of operations TestModel does at least, the same each time; with -race a fifth")
+	sequences = flag.Int("sequences", 2000, "how many sequences of operations TestModel does at least, the same each time; with -race a tenth")
 	minutes   = flag.Int("minutes", 0, "for how many minutes it goes on instead with sequences that nobody has seen")
 	oneSeed   = flag.Uint64("seed", 0, "the only sequence that it does, as it printed it")
 )
@@ -28,7 +28,7 @@ func TestModel(t *testing.T) {
 	case long > 0:
 		first = rand.Uint64() >> 1
 	case race.Enabled:
-		n /= 5
+		n /= 10
 	}
 	start, done, calls := time.Now(), 0, 0
 	for ; done < n || time.Since(start) < long; done++ {
