@@ -13,7 +13,8 @@
 //   - for a tls.Config, wherever its certificates come from, [Stapler.TLSConfig]
 //   - for one certificate, and to see its [Status], [Stapler.Add]
 //   - to serve nobody before it is stapled, [Stapler.Wait]; after a restart, a [Cache]
-//   - to refuse peers that are revoked, a [Checker]
+//   - to refuse peers that are revoked, a [Checker];
+//     [ResponseVerifier.VerifyConnection] passes whoever staples nothing
 //   - to test any of this without a network, the package stapletest
 //
 // # How it works
@@ -67,7 +68,6 @@ import (
 	"github.com/go-staple/staple/internal/wall"
 )
 
-// Errors for errors.Is: what is returned may wrap them.
 var (
 	ErrNoIssuer    = errors.New("staple: issuer not found")                                       // neither in the chain, nor in [Stapler.Issuers], nor to be fetched
 	ErrNoResponder = errors.New("staple: no OCSP responder to ask")                               // the certificate names none, has expired, or is self-signed
