@@ -116,6 +116,7 @@ func TestToSeeWhetherTheCacheWorksUndoesNothingThatOthersStored(t *testing.T) {
 		s := w.Stapler(func(s *staple.Stapler) { s.Cache = cache })
 		c := w.Add(s, w.Leaf())
 		gone := w.Add(s, w.Leaf())
+		synctest.Wait() // both are stored
 		cache.put.Store(true)
 		time.Sleep(time.Second)
 		require.NoError(t, gone.Refresh(t.Context()))
