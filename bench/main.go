@@ -55,7 +55,6 @@ import (
 	"iter"
 	"maps"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -111,7 +110,7 @@ func run(w io.Writer, benchtime string, most int, args []string) error {
 	if err := flag.Set("test.benchtime", benchtime); err != nil {
 		return fmt.Errorf("-benchtime %s: %w", benchtime, err)
 	}
-	fmt.Fprintf(w, "%s/%s, %s, %d cores, %s\n", runtime.GOOS, runtime.GOARCH, table.CPU(), runtime.NumCPU(), runtime.Version())
+	fmt.Fprintln(w, table.Machine())
 	for _, word := range args {
 		if err := tables[word](w, most); err != nil {
 			return fmt.Errorf("%s: %w", word, err)

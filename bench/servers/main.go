@@ -34,7 +34,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -85,7 +84,7 @@ func run(ctx context.Context, w, stderr io.Writer, c course, servers []server, f
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "%s/%s, %s, %d cores, %s\n", runtime.GOOS, runtime.GOARCH, table.CPU(), runtime.NumCPU(), runtime.Version())
+	fmt.Fprintln(w, table.Machine())
 	table.Print(w, rows(c, columns, faults))
 	fmt.Fprintf(w, `
 What was stapled in the first handshake, the second, and a third %g s later; one word if it was the same. In brackets,

@@ -5,11 +5,17 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 )
 
-// CPU returns the CPU's name where Linux tells it.
-func CPU() string {
+// Machine names the machine, and what made the program.
+func Machine() string {
+	return fmt.Sprintf("%s/%s, %s, %d cores, %s", runtime.GOOS, runtime.GOARCH, cpu(), runtime.NumCPU(), runtime.Version())
+}
+
+// cpu returns the CPU's name where Linux tells it.
+func cpu() string {
 	info, _ := os.ReadFile("/proc/cpuinfo")
 	for line := range strings.Lines(string(info)) {
 		if key, model, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {

@@ -1,5 +1,0 @@
-//go:build race
-
-package statuspage
-
-const many = 5_000
