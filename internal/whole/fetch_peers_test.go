@@ -80,22 +80,47 @@ func writeFile(t *testing.T, dir, name string, data []byte) string {
 	return path
 }
 
-// awkwardLeaf returns a leaf whose serial number makes the base64 text of the OCSP request contain
-// "//" and "++".
-func awkwardLeaf(w *world.World, url string) tls.Certificate {
-	for i := range 3 {
-		serial := slices.Concat(bytes.Repeat([]byte{1}, i+1), bytes.Repeat([]byte{0xfb, 0xef, 0xbe}, 2), bytes.Repeat([]byte{0xff}, 6))
+// leafWhere returns a leaf with the first of these serial numbers with which the URL of each GET, by a CertID with one of the
+// hashes, fits.
+func leafWhere(w *world.World, url string, serials [][]byte, hashes []crypto.Hash, fits func(get string) bool) tls.Certificate {
+	base, err := exchange.ParseURL(url)
+	require.NoError(w.T, err)
+	for _, serial := range serials {
 		cert := w.Leaf(world.Responders(url), func(o *stapletest.LeafOptions) { o.Serial = new(big.Int).SetBytes(serial) })
-		der, err := ocsp.CreateRequest(cert.Leaf, w.CA.Issuer, nil)
-		require.NoError(w.T, err)
-		base, err := exchange.ParseURL(url)
-		require.NoError(w.T, err)
-		if get := ask.GetURL(base, der); strings.Contains(get, "%2F%2F") && strings.Contains(get, "%2B%2B") {
+		if !slices.ContainsFunc(hashes, func(hash crypto.Hash) bool {
+			der, err := ask.Request(cert.Leaf, w.CA.Issuer, hash)
+			require.NoError(w.T, err)
+			return !fits(ask.GetURL(base, der))
+		}) {
 			return cert
 		}
 	}
 	require.FailNow(w.T, "no serial number does")
 	return tls.Certificate{}
+}
+
+// awkwardLeaf returns a leaf whose serial number makes the base64 text of the OCSP request contain
+// "//" and "++".
+func awkwardLeaf(w *world.World, url string) tls.Certificate {
+	var serials [][]byte
+	for i := range 3 {
+		serials = append(serials, slices.Concat(bytes.Repeat([]byte{1}, i+1), bytes.Repeat([]byte{0xfb, 0xef, 0xbe}, 2), bytes.Repeat([]byte{0xff}, 6)))
+	}
+	return leafWhere(w, url, serials, []crypto.Hash{crypto.SHA1}, func(get string) bool {
+		return strings.Contains(get, "%2F%2F") && strings.Contains(get, "%2B%2B")
+	})
+}
+
+// smoothLeaf returns a leaf of which no OCSP request has a double slash in its base64 text, from which CFSSL redirects.
+// The text differs from run to run.
+func smoothLeaf(w *world.World, name, url string) tls.Certificate {
+	var serials [][]byte
+	for i := range 100 {
+		serials = append(serials, fmt.Append(nil, name, i))
+	}
+	return leafWhere(w, url, serials, []crypto.Hash{crypto.SHA1, crypto.SHA256}, func(get string) bool {
+		return !strings.Contains(get, "%2F%2F")
+	})
 }
 
 // A recorder notes what its Transport was asked and what came back, as in "GET 200".
@@ -141,27 +166,6 @@ func verifiedRequest(w *world.World, cert tls.Certificate, url string) *staple.R
 		_, _, err := new(staple.ResponseVerifier).Verify(der, &leaf, w.CA.Issuer, time.Now())
 		return err
 	}}
-}
-
-// smoothLeaf returns a leaf of which no OCSP request has a double slash in its base64 text, from which CFSSL redirects.
-// The text differs from run to run.
-func smoothLeaf(w *world.World, name, url string) tls.Certificate {
-	base, err := exchange.ParseURL(url)
-	require.NoError(w.T, err)
-	for i := range 100 {
-		cert := w.Leaf(world.Responders(url), func(o *stapletest.LeafOptions) { o.Serial = new(big.Int).SetBytes(fmt.Append(nil, name, i)) })
-		rough := false
-		for _, hash := range []crypto.Hash{crypto.SHA1, crypto.SHA256} {
-			der, err := ask.Request(cert.Leaf, w.CA.Issuer, hash)
-			require.NoError(w.T, err)
-			rough = rough || strings.Contains(ask.GetURL(base, der), "%2F%2F")
-		}
-		if !rough {
-			return cert
-		}
-	}
-	require.FailNow(w.T, "no serial number does")
-	return tls.Certificate{}
 }
 
 func TestCFSSLResponder(t *testing.T) {
