@@ -67,10 +67,7 @@ func TestPagesInChromium(t *testing.T) {
 	one.settle()
 	fifty := newWorld(t)
 	fifty.fifty()
-	many := many
-	if testing.Short() {
-		many = min(many, 5_000)
-	}
+	many := many()
 	for _, test := range []struct {
 		name    string
 		stapler *staple.Stapler

@@ -5,7 +5,7 @@ import (
 )
 
 func BenchmarkPages(b *testing.B) {
-	h := &Handler{Stapler: manyCertificates(b, many)}
+	h := &Handler{Stapler: manyCertificates(b, many())}
 	for _, bench := range []struct{ name, target string }{
 		{"first", "/"},
 		{"last", "/?page=2000"},

@@ -21,10 +21,19 @@ import (
 	"golang.org/x/crypto/ocsp"
 
 	"github.com/go-staple/staple"
+	"github.com/go-staple/staple/internal/race"
 	"github.com/go-staple/staple/stapletest"
 )
 
 const day = 24 * time.Hour
+
+// many is a number of certificates that is large.
+func many() int {
+	if race.Enabled || testing.Short() {
+		return 5_000
+	}
+	return 100_000
+}
 
 // A world is a CA, its responder, and a Stapler that asks it.
 type world struct {
